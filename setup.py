@@ -1,0 +1,28 @@
+"Everything about the package is in settings.ini; this only hands it to setuptools."
+from configparser import ConfigParser
+from pathlib import Path
+from setuptools import setup
+
+ini = ConfigParser(delimiters=["="])
+ini.read("settings.ini", encoding="utf-8")
+cfg = ini["DEFAULT"]
+extra = {name.removesuffix("_requirements").replace("_", "-"): cfg[name].split()
+         for name in cfg if name.endswith("_requirements")}
+
+# The top-level data/ folder is the package psr_nb.data in the wheel.
+folders = ["data"] + [str(p) for p in Path("data").rglob("*") if p.is_dir()]
+packages = {"psr_nb": "psr_nb"} | {"psr_nb." + f.replace("/", "."): f for f in folders}
+
+setup(
+    name=cfg["lib_name"], version=cfg["version"], description=cfg["description"], keywords=cfg["keywords"],
+    author=cfg["author"], author_email=cfg["author_email"], url=cfg["git_url"], license="Apache-2.0",
+    long_description=Path("README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
+    python_requires=f">={cfg['min_python']}", install_requires=cfg["requirements"].split(), extras_require=extra,
+    packages=list(packages), package_dir=packages, package_data={name: ["*"] for name in packages if ".data" in name},
+    entry_points={"console_scripts": cfg["console_scripts"].split("\n"),
+                  "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
+    classifiers=["Development Status :: 3 - Alpha", "Intended Audience :: Developers",
+                 "Programming Language :: Python :: 3.11", "Programming Language :: Python :: 3.12",
+                 "Programming Language :: Python :: 3.13"],
+    zip_safe=False,
+)

@@ -1,0 +1,15 @@
+import os, subprocess, sys
+from pathlib import Path
+import pytest
+
+
+def pytest_configure(config): config.addinivalue_line("markers", "slow: takes minutes; run by `make slow`")
+
+
+@pytest.fixture
+def psr():
+    "Run the `psr_nb` command as a user does: `psr('run', 'fast')` gives a finished process."
+    def call(*args, **kw):
+        kw.setdefault("timeout", 600)
+        return subprocess.run([str(Path(sys.executable).parent/"psr_nb"), *map(str, args)], capture_output=True, text=True, **kw)
+    return call

@@ -1,0 +1,66 @@
+"kill -9 at random moments of every phase: started again, the run ends as if nothing had happened."
+import json, os, random, signal, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+PSR = Path(sys.executable).parent/"psr_nb"
+some = lambda *paths: any(p.exists() for p in paths)
+
+# (phase, has it begun?, is it over?) of a run folder
+PHASES = [
+    ("fine-tuning", lambda r: some(r/"M1"/"model.training"), lambda r: some(r/"M1"/"model")),
+    ("evaluation", lambda r: some(r/"M1"/"evaluation.jsonl"), lambda r: some(r/"M1"/"judge_test.jsonl")),
+    ("judge test", lambda r: some(r/"M1"/"judge_test.jsonl"), lambda r: some(r/"M1"/"metrics.json")),
+    ("search and judging", lambda r: some(r/"M2"/"trajectories.jsonl"), lambda r: some(r/"M2"/"pairs.jsonl")),
+    ("search of the control", lambda r: some(r/"random"/"M2"/"trajectories.jsonl"), lambda r: some(r/"random"/"M2"/"pairs.jsonl")),
+    ("step-DPO", lambda r: some(r/"M2"/"model.training"), lambda r: some(r/"M2"/"model")),
+    ("last evaluation", lambda r: some(r/"M2"/"evaluation.jsonl"), lambda r: some(r/"M2"/"metrics.json")),
+]
+
+
+def start(folder):
+    return subprocess.Popen([PSR, "run", "fast", "--out", folder], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def killed_everywhere(folder, rng) -> list[str]:
+    "Kill a run at a random moment of each phase (of those not over yet); the phases it was killed in."
+    hit = []
+    for name, begun, over in PHASES:
+        if over(folder): continue
+        p = start(folder)
+        while not begun(folder) and p.poll() is None: time.sleep(.02)
+        time.sleep(rng.uniform(0, .8))
+        if p.poll() is None: hit.append(name + (" (just over)" if over(folder) else ""))
+        p.send_signal(signal.SIGKILL); p.wait()
+    return hit
+
+
+def results(folder) -> dict:
+    "What must not depend on kills: pairs and metrics, and one trajectory and one row a problem."
+    out = {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*")) if p.name in ("pairs.jsonl", "metrics.json")}
+    for p in sorted(folder.rglob("*.jsonl")):
+        if p.name in ("trajectories.jsonl", "evaluation.jsonl", "judge_test.jsonl"):
+            out[str(p.relative_to(folder))] = sorted(p.read_text().splitlines())
+    return out
+
+
+def test_twenty_kills(tmp_path):
+    seed = random.randrange(10**6)
+    print("seed", seed)
+    folders = [tmp_path/f"killed{i}" for i in range(4)]
+    with ThreadPoolExecutor(2) as pool:
+        hits = list(pool.map(killed_everywhere, folders, [random.Random(seed + i) for i in range(4)]))
+    kills = sum(map(len, hits))
+    print(kills, hits)
+    folders.append(tmp_path/"whole")   # never killed
+    def finish(folder):
+        p = start(folder)
+        return p.communicate()[1], p.returncode
+    with ThreadPoolExecutor(2) as pool:
+        for err, code in pool.map(finish, folders): assert code == 0, err
+    whole = results(folders[-1])
+    for folder in folders[:-1]:
+        got = results(folder)
+        assert got.keys() == whole.keys()
+        for name in whole: assert got[name] == whole[name], f"{folder.name}/{name} differs (seed {seed})"
+    assert kills >= 20, f"only {kills} kills hit a running process: {hits}"
