@@ -19,7 +19,8 @@ _SHOWN = ["accuracy", "accuracy_low", "accuracy_high", "n", "unread", "judge_acc
           "judge_swap_consistency", "judge_position_bias", "judge_abstained", "steps_per_solution", "tokens_per_step", "pairs"]
 
 def _models(run: Run) -> list[tuple[str, int, Path]]:
-    places = [(arm, n, run.folder(arm, n)) for arm in run.recipe.arms for n in range(1, run.last + 1)]
+    main = run.recipe.arms[0]
+    places = [(arm, n, run.folder(arm, n)) for arm in run.recipe.arms for n in range(1 if arm == main else 2, run.last + 1)]
     return [(arm, n, f) for arm, n, f in places if (f/"metrics.json").exists()]
 
 def load_metrics(run: Run | str | Path) -> pd.DataFrame:

@@ -1,0 +1,34 @@
+"The claims that take minutes: the demo's gain and its control, and a real language model on real questions."
+import json, os, subprocess, sys
+from pathlib import Path
+import pytest
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_demo_gains_and_its_control_does_not(psr, tmp_path):
+    done = psr("demo", "--out", tmp_path/"demo", timeout=1500)
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr
+    from psr_nb.dashboard import gain
+    judge, random = gain(tmp_path/"demo", "judge"), gain(tmp_path/"demo", "random")
+    assert judge["gain"] > .10 and judge["low"] > 0, judge
+    assert abs(random["gain"]) < .05, random
+    arms = json.loads(psr("report", tmp_path/"demo", "--json").stdout)["arms"]
+    assert list(arms) == ["judge", "random"] and list(arms["judge"]) == ["M1", "M2", "M3", "M4"]
+
+
+@pytest.mark.skipif("PSR_DATA" not in os.environ, reason="PSR_DATA is not set: no real GSM8K at hand")
+def test_smollm2_on_gsm8k(psr, tmp_path):
+    "Every stage on a real model and real questions, fewer of them than the recipe's."
+    subprocess.run(["make", "smollm2", f"VENV={Path(sys.executable).parent.parent}"], cwd=ROOT, check=True)
+    data, out = Path(os.environ["PSR_DATA"]), tmp_path/"smollm2"
+    small = {"questions": "[3]", "data.test_limit": 6, "data.ift_limit": 24, "data.eft_limit": 16, "data.judge_test_limit": 6, "search.w": 3,
+             "search.max_steps": 4, "dpo.batch_size": 4}
+    done = psr("run", "smollm2-gsm8k-cpu", "--model", ROOT/"models"/"smollm2", "--questions", data/"gsm8k_train.jsonl", "--test", data/"gsm8k_test.jsonl",
+               "--out", out, *[x for k, v in small.items() for x in ("--set", f"{k}={v}")], timeout=1500)
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0
+    assert len((out/"M2"/"trajectories.jsonl").read_text().splitlines()) == 3
+    assert json.loads((out/"M2"/"metrics.json").read_text())["n"] == 6
