@@ -40,6 +40,7 @@ def _settings(pairs: list[str]) -> dict:
         out[name] = yaml.safe_load(value)
     return out
 
+# %% ../nbs/15_cli.ipynb #c006
 def demo(args):
     "psr_nb demo"
     from psr_nb.pipeline import load_recipe
@@ -71,6 +72,7 @@ def evaluate_model(args):
         rows = evaluate(engine, problems, domain, args.out, EvalSettings(args.max_tokens), Path(args.questions).stem, progress)
     print(json.dumps(accuracy(rows), indent=1))
 
+# %% ../nbs/15_cli.ipynb #c007
 def _same_settings(out: Path, kept: dict):
     "Remember what an evaluation's rows were made with; InputError if a file's were made with something else."
     note = out.with_suffix(".settings.json")
@@ -95,7 +97,7 @@ def show_recipes(args):
     if args.name: load_recipe(args.name); return print(recipes()[args.name].read_text(), end="")
     for name, path in recipes().items(): print(f"{name:20} {' '.join(yaml.safe_load(path.read_text())['about'].split())}")
 
-# %% ../nbs/15_cli.ipynb #c006
+# %% ../nbs/15_cli.ipynb #c008
 _EXAMPLES = """examples:
   psr_nb demo                                   the whole loop on the embedded model, minutes on a laptop
   psr_nb recipes smollm2-gsm8k-cpu              what a recipe says
@@ -107,6 +109,7 @@ _EXAMPLES = """examples:
 A run that was stopped is continued by the same command. A question file is JSONL with 'question' and, for
 a test set, 'answer' on each line; a hub data set is owner/name:config:split."""
 
+# %% ../nbs/15_cli.ipynb #c009
 def parser() -> argparse.ArgumentParser:
     "The command line."
     p = argparse.ArgumentParser("psr_nb", description="Process-based self-rewarding language models: a model solves step by step, judges its own "
@@ -141,6 +144,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("name", nargs="?")
     return p
 
+# %% ../nbs/15_cli.ipynb #c010
 def main(argv: list[str] | None = None):
     "The `psr_nb` command. Wrong input is one line on standard error and exit code 2."
     args = parser().parse_args(argv)

@@ -64,7 +64,7 @@ def gain(run: Run | str | Path, arm: str, draws: int = 2000) -> dict | None:
     before, after = right(first), right(last)
     d = np.array([after[i] - before[i] for i in before if i in after], dtype=float)
     means = d[np.random.default_rng(0).integers(0, len(d), (draws, len(d)))].mean(1)
-    return {"arm": arm, "models": f"M{n} - M1", "gain": d.mean(), "low": float(np.quantile(means, .025)), "high": float(np.quantile(means, .975)), "n": len(d)}
+    return {"arm": arm, "models": f"M{n} - M1", "gain": float(d.mean()), "low": float(np.quantile(means, .025)), "high": float(np.quantile(means, .975)), "n": len(d)}
 
 # %% ../nbs/14_dashboard.ipynb #c016
 def accuracy_figure(run: Run | str | Path, metric: str = "accuracy") -> go.Figure:

@@ -55,6 +55,7 @@ def load_tokenizer(path: str):
     if tok.pad_token is None: tok.pad_token = tok.eos_token
     return tok
 
+# %% ../nbs/04_engines.ipynb #c008
 def load_model(path: str, dtype: str = "auto", device: str | None = None):
     "A causal language model ready to run; `dtype` auto is bfloat16 on CUDA and float32 elsewhere. InputError if it is none."
     from transformers import AutoModelForCausalLM
@@ -67,7 +68,7 @@ def load_model(path: str, dtype: str = "auto", device: str | None = None):
         raise InputError(f"{path}: not a causal language model that transformers can load ({str(e).splitlines()[0][:150]})") from e
     return model.to(device).eval()
 
-# %% ../nbs/04_engines.ipynb #c011
+# %% ../nbs/04_engines.ipynb #c012
 def from_gguf(path: str | os.PathLike, out: str | os.PathLike):
     "Write the model of a GGUF file as a folder with safetensors in float32. Needs the `gguf` package."
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -79,7 +80,7 @@ def from_gguf(path: str | os.PathLike, out: str | os.PathLike):
     model.save_pretrained(out)
     AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(out)
 
-# %% ../nbs/04_engines.ipynb #c013
+# %% ../nbs/04_engines.ipynb #c014
 def _uniforms(seed: int, index: int, n: int) -> np.ndarray:
     "The first n numbers of completion `index`'s own random stream."
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, index]))).random(n)
@@ -96,7 +97,7 @@ def draw(logits, temperature, top_p, u):
     picked = (total <= u[:, None] * total[:, -1:]).sum(-1, keepdim=True).clamp(max=k - 1)
     return torch.where(temperature > 0, ids.gather(1, picked)[:, 0], logits.argmax(-1))
 
-# %% ../nbs/04_engines.ipynb #c018
+# %% ../nbs/04_engines.ipynb #c019
 class _Stops:
     "Says which rows have just completed a stop text."
     def __init__(self, tokenizer):
@@ -115,7 +116,7 @@ class _Stops:
         tail = self.tokenizer.decode(ids[-4 * max(map(len, stop)):], skip_special_tokens=True)
         return any(s in tail for s in stop)
 
-# %% ../nbs/04_engines.ipynb #c021
+# %% ../nbs/04_engines.ipynb #c022
 @dataclass
 class Usage:
     "What an engine has done since it was made."
@@ -124,6 +125,7 @@ class Usage:
     output_tokens: int = 0
     seconds: float = 0.0         # spent inside `step`
 
+# %% ../nbs/04_engines.ipynb #c023
 class TransformersEngine:
     "Runs requests on a transformers model, on CPU or CUDA."
     def __init__(self, model: str | torch.nn.Module,   # folder, hub id or a loaded model
@@ -174,7 +176,7 @@ class TransformersEngine:
         self.model = None
         if torch.cuda.is_available(): torch.cuda.empty_cache()
 
-# %% ../nbs/04_engines.ipynb #c023
+# %% ../nbs/04_engines.ipynb #c025
 def _prefill(model, prompts: list[list[int]], pad: int):
     "Key-value cache, last logits (prompts, vocabulary), attention mask and next position of left-padded prompts."
     from transformers import DynamicCache
@@ -186,6 +188,7 @@ def _prefill(model, prompts: list[list[int]], pad: int):
                 past_key_values=cache, use_cache=True, logits_to_keep=1)
     return cache, out.logits[:, -1], mask, mask.sum(-1)
 
+# %% ../nbs/04_engines.ipynb #c026
 class _Rows:
     "The completions being decoded: one row for each sample of each request."
     def __init__(self, engine, requests: list[Request]):
@@ -218,6 +221,7 @@ class _Rows:
         for i, ids, text, reason in zip(self.prompt, self.ids, texts, self.reason): out[i].append(Completion(ids, text, reason))
         return out
 
+# %% ../nbs/04_engines.ipynb #c027
 @torch.inference_mode()
 def _decode(engine, requests: list[Request]) -> list[list[Completion]]:
     "Completions of one batch of requests."
@@ -243,7 +247,7 @@ def _decode(engine, requests: list[Request]) -> list[list[Completion]]:
                     past_key_values=cache, use_cache=True)
         logits, position, t = out.logits[:, -1], position + 1, t + 1
 
-# %% ../nbs/04_engines.ipynb #c033
+# %% ../nbs/04_engines.ipynb #c037
 class RecordedEngine:
     "Answers from a file of recorded requests, or from a function."
     def __init__(self, tokenizer, reply: str | os.PathLike | Callable[[Request], list[Completion]]):
@@ -270,13 +274,14 @@ class RecordedEngine:
 
     def close(self): pass
 
+# %% ../nbs/04_engines.ipynb #c038
 def record(engine: Engine, requests: list[Request], path: str | os.PathLike) -> list[list[Completion]]:
     "Like `generate`, and keeps requests and completions in a JSONL file for RecordedEngine."
     out = generate(engine, requests)
     append_jsonl(path, [{"request": asdict(r), "completions": [asdict(c) for c in cs]} for r, cs in zip(requests, out)])
     return out
 
-# %% ../nbs/04_engines.ipynb #c036
+# %% ../nbs/04_engines.ipynb #c041
 def says(tokenizer, *texts: str) -> list[Completion]:
     "Completions with these texts; one that ends with the end-of-text token's name finishes there."
     eos = tokenizer.eos_token

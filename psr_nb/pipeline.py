@@ -49,6 +49,7 @@ class EngineSettings:
     max_batch_tokens: int = 65536
     in_flight: int = 512         # problems under way at the same time
 
+# %% ../nbs/13_pipeline.ipynb #c006
 @dataclass
 class Recipe:
     "A whole run."
@@ -70,7 +71,7 @@ class Recipe:
     evaluate: EvalSettings = field(default_factory=EvalSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
 
-# %% ../nbs/13_pipeline.ipynb #c007
+# %% ../nbs/13_pipeline.ipynb #c008
 def nearest(word: str, known) -> str:
     "'; did you mean ...?' or the list of what there is."
     close = difflib.get_close_matches(str(word), list(known), 1, 0.5)
@@ -100,6 +101,7 @@ def _value(kind, value, where: str):
         if where.endswith("top_p") and not 0 < v <= 1: raise InputError(f"{where}: {v} is not in (0, 1]")
     return value
 
+# %% ../nbs/13_pipeline.ipynb #c009
 def _section(cls, row: dict, prefix: str):
     "A settings dataclass from a mapping."
     if not isinstance(row, dict): raise InputError(f"{prefix.rstrip('.') or 'recipe'}: expected settings, not {row!r}")
@@ -124,6 +126,7 @@ def as_recipe(row: dict) -> Recipe:
     domain_named(r.domain)
     return r
 
+# %% ../nbs/13_pipeline.ipynb #c010
 def domain_named(name: str) -> Domain:
     "The domain of a recipe: a built-in name, or `module:NAME` for one of yours."
     ours = {"math": MATH, "arithmetic": ARITHMETIC}
@@ -133,7 +136,7 @@ def domain_named(name: str) -> Domain:
     try: return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as e: raise InputError(f"domain: could not import {name!r} ({e})") from e
 
-# %% ../nbs/13_pipeline.ipynb #c011
+# %% ../nbs/13_pipeline.ipynb #c014
 def recipes() -> dict[str, Path]:
     "The recipes that ship with psr_nb, by name."
     return {p.stem: p for p in sorted(packaged("recipes").glob("*.yaml"))}
@@ -152,7 +155,7 @@ def load_recipe(source: str, **changes) -> Recipe:
         at[last] = value
     return as_recipe(row)
 
-# %% ../nbs/13_pipeline.ipynb #c016
+# %% ../nbs/13_pipeline.ipynb #c019
 @dataclass
 class Run:
     "A recipe and the folder it runs in."
@@ -179,7 +182,7 @@ class Run:
         "A data file of the run."
         return self.path/"data"/f"{name}.jsonl"
 
-# %% ../nbs/13_pipeline.ipynb #c018
+# %% ../nbs/13_pipeline.ipynb #c021
 def plan(r: Recipe) -> dict[str, list]:
     "All data of a run: test, judge_test, ift, eft, questions-2, questions-3, ... InputError if there are too few questions."
     d, rng = r.data, random.Random(r.seed)
@@ -209,6 +212,7 @@ def versions() -> dict[str, str]:
     "Versions of what a run's results depend on."
     return {n: importlib.metadata.version(n) for n in ("torch", "transformers", "trl", "peft", "accelerate")} | {"python": sys.version.split()[0]}
 
+# %% ../nbs/13_pipeline.ipynb #c022
 def open_run(path: str | Path, recipe: Recipe | None = None) -> Run:
     "An existing run, or with a recipe a new one or the continuation of one. InputError if the folder holds another run or none."
     path = Path(path); kept = path/"recipe.yaml"
@@ -226,7 +230,7 @@ def open_run(path: str | Path, recipe: Recipe | None = None) -> Run:
     write_whole(kept, yaml.safe_dump({"schema": SCHEMA, "versions": versions(), "recipe": asdict(recipe)}, sort_keys=False, allow_unicode=True))
     return run
 
-# %% ../nbs/13_pipeline.ipynb #c020
+# %% ../nbs/13_pipeline.ipynb #c024
 def _note(folder: Path, phase: str, start: float, **figures):
     "Keep how long a phase took; a phase that was interrupted has a line for each part."
     append_jsonl(folder/"phases.jsonl", [{"phase": phase, "seconds": round(time.time() - start, 2), **figures}])
@@ -246,6 +250,7 @@ def _search(run: Run, arm: str, n: int, engine, progress):
     used = {k: v - before[k] for k, v in asdict(engine.usage).items() if k != "seconds"}
     _note(folder, "search", start, **used)
 
+# %% ../nbs/13_pipeline.ipynb #c025
 def engine_job(recipe: dict, path: str, arm: str, n: int, progress: Callable[[str, int, int], None]) -> None:
     "Evaluate model `n` of an arm, if it is this arm's to evaluate, and search for model `n + 1`."
     run = Run(as_recipe(recipe), Path(path))
@@ -262,6 +267,7 @@ def engine_job(recipe: dict, path: str, arm: str, n: int, progress: Callable[[st
         write_whole(folder/"metrics.json", json.dumps({"arm": arm, "model": f"M{n}"} | figures | made_of(run, arm, n), indent=1))
     if n < run.last: _search(run, arm, n + 1, engine, progress)
 
+# %% ../nbs/13_pipeline.ipynb #c026
 def train_job(recipe: dict, path: str, arm: str, n: int, progress: Callable[[str, int, int], None]) -> None:
     "Make model `n`: M1 by fine-tuning, later ones by step-wise DPO on the pairs of their trajectories."
     run = Run(as_recipe(recipe), Path(path))
@@ -286,7 +292,7 @@ def _pairs(run: Run, arm: str, n: int) -> tuple[list[StepPair], dict[str, int]]:
     by_id = {t.problem_id: t for t in read_jsonl(run.folder(arm, n)/"trajectories.jsonl", Trajectory)}
     return make_pairs([by_id[q.id] for q in questions], run.recipe.pairs, {q.id: q.answer for q in questions}, domain_named(run.recipe.domain))
 
-# %% ../nbs/13_pipeline.ipynb #c022
+# %% ../nbs/13_pipeline.ipynb #c028
 def search_figures(trajectories: list[Trajectory]) -> dict:
     "How a search went, in counts."
     steps = [s for t in trajectories for s in t.steps]
@@ -309,7 +315,7 @@ def made_of(run: Run, arm: str, n: int) -> dict:
     trajectories = read_jsonl(run.folder(arm, n)/"trajectories.jsonl", Trajectory)
     return out | {"pairs": len(pairs), "pair_table": dict(sorted(table.items())), "search": search_figures(trajectories)}
 
-# %% ../nbs/13_pipeline.ipynb #c024
+# %% ../nbs/13_pipeline.ipynb #c030
 class _Bar:
     "One line of progress for each arm: a bar on a terminal or in a notebook, plain lines elsewhere."
     def __init__(self, arm: str, position: int, quiet: bool):
@@ -337,6 +343,7 @@ def _searched(run: Run, arm: str, n: int) -> bool:
     path = run.folder(arm, n)/"trajectories.jsonl"
     return path.exists() and path.read_bytes().count(b"\n") >= run.recipe.questions[n - 2]
 
+# %% ../nbs/13_pipeline.ipynb #c031
 def _run_arm(run: Run, arm: str, bar: _Bar, lock: int):
     "Everything of one arm that is not done yet, from M1's evaluation on."
     for n in range(1, run.last + 1):
@@ -354,6 +361,7 @@ def _locked(path: Path, patience: float = 10):
             if time.time() > until: f.close(); raise InputError(f"{path}: another process is at work in this run; wait for it or stop it") from e
             time.sleep(.1)
 
+# %% ../nbs/13_pipeline.ipynb #c032
 def run(recipe: Recipe | str, path: str | Path, quiet: bool = False) -> Run:
     "Run a recipe in a folder, or continue it there. InputError for bad input, JobError if a child process failed."
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe

@@ -1,14 +1,17 @@
 "Write the README that nbs/index.ipynb makes: `python tests/readme.py FILE`."
 import re, sys
 from pathlib import Path
+import nbformat
 from nbconvert import MarkdownExporter
 from traitlets.config import Config
 
 
 def readme() -> str:
     "The index notebook as Markdown, without its plumbing cells."
-    config = Config({"TagRemovePreprocessor": {"enabled": False}, "RegexRemovePreprocessor": {"enabled": True, "patterns": [r"^#\|\s*(hide|default_exp)"]}})
-    text, _ = MarkdownExporter(config=config).from_filename(str(Path(__file__).parent.parent/"nbs"/"index.ipynb"))
+    config = Config({"RegexRemovePreprocessor": {"enabled": True, "patterns": [r"^#\|\s*(hide|default_exp)"]}})
+    notebook = nbformat.read(Path(__file__).parent.parent/"nbs"/"index.ipynb", as_version=4)
+    notebook.metadata.language_info = {"name": "python"}
+    text, _ = MarkdownExporter(config=config).from_notebook_node(notebook)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
