@@ -122,6 +122,7 @@ def _trajectory_html(t: Trajectory) -> str:
     judged = "".join(f"<details><summary>Judgements at step {s.k}, attempt {s.attempt}</summary>{_table(judgement_table(s))}</details>" for s in t.steps if s.judgements)
     return f"<details><summary>{html.escape(title)}</summary><pre>{html.escape(t.question)}</pre>{_table(step_table(t))}{judged}</details>"
 
+# %% ../nbs/14_dashboard.ipynb #c027
 def report_html(run: Run | str | Path, sample: int = 20) -> str:
     "The report of a run as one HTML page, with the first `sample` trajectories of each iteration."
     run = run if isinstance(run, Run) else open_run(run)
