@@ -25,7 +25,7 @@ def test_smollm2_on_gsm8k(psr, tmp_path):
     subprocess.run(["make", "smollm2", f"VENV={Path(sys.executable).parent.parent}"], cwd=ROOT, check=True)
     data, out = Path(os.environ["PSR_DATA"]), tmp_path/"smollm2"
     small = {"questions": "[3]", "data.test_limit": 6, "data.ift_limit": 24, "data.eft_limit": 16, "data.judge_test_limit": 6, "search.w": 3,
-             "search.max_steps": 4, "dpo.batch_size": 4}
+             "search.max_steps": 4, "search.on_tie": "skip", "judge.orders": "single", "dpo.batch_size": 4}
     done = psr("run", "smollm2-gsm8k-cpu", "--model", ROOT/"models"/"smollm2", "--questions", data/"gsm8k_train.jsonl", "--test", data/"gsm8k_test.jsonl",
                "--out", out, *[x for k, v in small.items() for x in ("--set", f"{k}={v}")], timeout=1500)
     print(done.stdout, done.stderr)
