@@ -46,6 +46,7 @@ def _collate(steps: list[dict], pad: int, micro_batch: int) -> dict:
     return {"micro": [collate(p) for p in parts], "share": [len(p) / len(pairs) for p in parts],
             "names": [[f"{q['trajectory_id']} step {q['step']}" for q in p] for p in parts]}
 
+# %% ../nbs/11_dpo.ipynb #c011
 @functools.cache
 def _trainer_class():
     from trl import DPOTrainer
@@ -69,7 +70,7 @@ def _trainer_class():
             return loss * self.share
     return StepDPOTrainer
 
-# %% ../nbs/11_dpo.ipynb #c011
+# %% ../nbs/11_dpo.ipynb #c012
 def _check(pairs: list[StepPair], vocabulary: int):
     "InputError naming the first pair that can't be trained on."
     if not pairs: raise InputError("there are no pairs to train on: every step was unanimous, a tie or dropped by a filter")
@@ -98,6 +99,7 @@ def step_dpo_trainer(model: str, pairs: list[StepPair], out: Path, s: DPOSetting
                                processing_class=tokenizer, peft_config=lora(s))
     return trainer, tokenizer, too_long
 
+# %% ../nbs/11_dpo.ipynb #c013
 def train_dpo(model: str, pairs: list[StepPair], out: str | Path, s: DPOSettings, seed: int = 0, reference: str | None = None,
               progress: Callable[[str, int, int], None] = lambda *_: None) -> dict:
     "Train `model` on step pairs and save it at `out`; what was trained on, in figures."
