@@ -6,7 +6,7 @@
 __all__ = ['last_boxed', 'read_math_answer', 'normal_form', 'rational', 'math_equal']
 
 # %% ../nbs/01_answers.ipynb #c002
-import atexit, functools, multiprocessing, re
+import functools, multiprocessing, multiprocessing.util, re
 from concurrent.futures import TimeoutError as Late
 from fractions import Fraction
 
@@ -60,7 +60,8 @@ def _worker():
     from pebble import ProcessPool
     from psr_nb import answers   # functions by importable name: a worker can't see those of a notebook
     pool = ProcessPool(max_workers=1, initializer=answers._load, context=multiprocessing.get_context("spawn"))
-    atexit.register(lambda: (pool.stop(), pool.join()))
+    # Not atexit: a process of multiprocessing joins its children first, and would wait for this one for ever.
+    multiprocessing.util.Finalize(None, lambda: (pool.stop(), pool.join()), exitpriority=10)
     return lambda gold, answer, seconds: pool.schedule(answers._verify, [gold, answer], timeout=seconds).result()
 
 def math_equal(gold: str, answer: str | None,

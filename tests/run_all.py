@@ -2,34 +2,45 @@
 
 `python tests/run_all.py` is the whole quick suite, `--slow` the slow notebooks and the demo. It fails if nothing ran.
 """
-import os, re, subprocess, sys, time
+import os, re, signal, subprocess, sys, threading, time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 
 
-def run(*command, **env) -> tuple[str, int]:
-    "Run a command, show what it prints as it prints it, and return that with the exit code."
-    p = subprocess.Popen([str(c) for c in command], cwd=ROOT, env={**os.environ, **env}, text=True,
+def run(*command, minutes, **env) -> tuple[str, int]:
+    "Run a command, show what it prints as it prints it, and return that with the exit code; killed, with its children, when time is up."
+    p = subprocess.Popen([str(c) for c in command], cwd=ROOT, env={**os.environ, **env}, text=True, start_new_session=True,
                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    def stop(why=f"not over after {minutes} minutes"):
+        print(f"\n{why}, killed: {' '.join(map(str, command))}", flush=True)
+        os.killpg(p.pid, signal.SIGKILL)
+    timer = threading.Timer(60 * minutes, stop)
+    timer.daemon = True   # not to outlive a Ctrl-C
+    timer.start()
     lines = []
-    for line in p.stdout: print(line, end="", flush=True); lines.append(line)
-    return "".join(lines), p.wait()
+    try:
+        for line in p.stdout: print(line, end="", flush=True); lines.append(line)
+        return "".join(lines), p.wait()
+    except KeyboardInterrupt:   # which the terminal sends to this session only
+        stop("interrupted")
+        raise
+    finally: timer.cancel()
 
 
-def notebooks(*flags) -> tuple[int, int]:
+def notebooks(*flags, minutes) -> tuple[int, int]:
     "(passed, failed) notebooks of nbdev_test."
-    out, code = run(BIN/"nbdev_test", "--n_workers", "2", "--do_print", *flags, OMP_NUM_THREADS="1")
+    out, code = run(BIN/"nbdev_test", "--n_workers", "2", "--do_print", *flags, minutes=minutes, OMP_NUM_THREADS="1")
     ran = set(re.findall(r"^- Completed (.*)$", out, flags=re.M))
     failed = out.partition("nbdev Tests Failed On The Following Notebooks")[2].count(".ipynb")
-    if code and not failed: failed = 1   # it did not get as far as to say which
+    if code and not failed: return len(ran), 1   # it did not get as far as to say which
     return len(ran) - failed, failed
 
 
-def tests(*flags) -> tuple[int, int, int]:
+def tests(*flags, minutes) -> tuple[int, int, int]:
     "(passed, failed, skipped) of pytest."
-    out, code = run(sys.executable, "-m", "pytest", "-q", "-rs", "--durations=5", "tests", *flags)
+    out, code = run(sys.executable, "-m", "pytest", "-v", "-rs", "--durations=5", "tests", *flags, minutes=minutes)
     count = lambda what: sum(int(n) for n in re.findall(rf"(\d+) {what}", out.strip().splitlines()[-1]))
     failed = count("failed") + count("errors?")
     return count("passed"), failed or int(code not in (0, 5)), count("skipped")
@@ -37,8 +48,8 @@ def tests(*flags) -> tuple[int, int, int]:
 
 def main():
     start, slow = time.time(), "--slow" in sys.argv
-    nb = notebooks("--path", "nbs/tutorials", "--flags", "slow") if slow else notebooks()
-    py = tests("-m", "slow" if slow else "not slow")
+    nb = notebooks("--path", "nbs/tutorials", "--flags", "slow", minutes=25) if slow else notebooks(minutes=12)
+    py = tests("-m", "slow" if slow else "not slow", minutes=25 if slow else 18)
     passed, failed = nb[0] + py[0], nb[1] + py[1]
     print(f"\n{nb[0]} notebooks and {py[0]} tests passed in {(time.time() - start) / 60:.1f} minutes")
     print(f"{passed} passed, {failed} failed" + (f", {py[2]} skipped" if py[2] else ""))
