@@ -124,13 +124,13 @@ def _bracketed(s):
 
 # %% ../nbs/01_answers.ipynb #c021
 def _plus_minus(s):
-    "Both values of an answer with one sign or several coupled signs `\\pm`, or None."
+    r"Both values of an answer with one sign or several coupled signs `\\pm`, or None."
     if not re.search(r"\\(?:pm|mp)(?![a-zA-Z])", s): return None
     swap = lambda p, m: re.sub(r"\\mp(?![a-zA-Z])", m, re.sub(r"\\pm(?![a-zA-Z])", p, s)).strip().removeprefix("+").strip()
     return [swap("+", "-"), swap("-", "+")]
 
 def _items(s):
-    "(kind, items): 'set', 'tuple' or 'list', or None for a single thing. A `\\pm` is two items."
+    r"(kind, items): 'set', 'tuple' or 'list', or None for a single thing. A `\\pm` is two items."
     b = _bracketed(s)
     if b and b[0] == r"\{" and b[2] == r"\}": kind, inside = "set", b[1]
     elif b and (b[0], b[2]) in (("(", ")"), ("[", "]")) and len(_parts(b[1], _COMMA)) > 1: kind, inside = b[0] + "tuple", b[1]
@@ -296,7 +296,7 @@ _FLIP = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", r"\ne": r"\ne"}
 _INF = r"\infty"
 
 def _chain(s):
-    "(terms, signs) of `a < x \\le b`, or None."
+    r"(terms, signs) of `a < x \\le b`, or None."
     signs = []
     terms = _parts(s, _ORDER, signs)
     return (terms, signs) if signs else None
@@ -430,12 +430,12 @@ def _same_matrix(g, a, tolerance):
 _LEFT = re.compile(rf"[{TEXT}{END}\s]*(?:\\?[a-zA-Z][a-zA-Z ']*(?:_\s*\{{?[^{{}}]*\}}?)?'*(?:\s*\^\{{?-1\}}?)?(?:\s*\([^()]*\))?|\|[A-Z]+\||\\(?:angle|measuredangle|overline|vec|triangle|bar|hat)\s*\{{?[A-Za-z ]+\}}?|[{TEXT}][^{END}]*[{END}])[{TEXT}{END}\s]*")
 
 def _named(left):
-    "Is the left side of an equation just what the right side is called? `x`, `f(x)`, `(x, y)`, `A\cap B`, `\overline{AB}`."
+    r"Is the left side of an equation just what the right side is called? `x`, `f(x)`, `(x, y)`, `A\cap B`, `\overline{AB}`."
     bare = re.sub(r"_\s*(?:\{[^{}]*\}|\w)|\\begin\{\w+\}|\\end\{\w+\}|\^\{?-1\}?|'|\\\\", "", left)
     return bool(_LEFT.fullmatch(left)) or not re.search(r"[\d+*/^<>-]|\\(?:cdot|times|div|pm)", bare)
 
 def _exact(s):
-    "What stands before `\approx`, unless it's just a name; None without an `\approx`."
+    r"What stands before `\approx`, unless it's just a name; None without an `\approx`."
     left, about, _ = s.partition(r"\approx")
     return left.strip() if about and left.strip() and not _named(left.strip()) else None
 
@@ -508,7 +508,7 @@ def _mixed(s):
     return (Fraction(int(w)) + Fraction(int(n), int(d))) * (-1 if sign else 1) if int(d) else None
 
 def _repeating(s):
-    "A repeating decimal such as `0.1\overline{6}` as a Fraction, or None."
+    r"A repeating decimal such as `0.1\overline{6}` as a Fraction, or None."
     m = re.fullmatch(r"(-?)(\d*)\.(\d*)\\(?:overline|dot|bar)\s*\{(\d+)\}", s.replace(" ", ""))
     if not m: return None
     sign, whole, first, again = m.groups()

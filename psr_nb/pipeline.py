@@ -79,13 +79,13 @@ def nearest(word: str, known) -> str:
     close = difflib.get_close_matches(str(word), list(known), 1, 0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; there is {', '.join(known)}"
 
-_CHOICES = {"start": ["M0", "M1"], "data.contamination": ["refuse", "drop", "keep"], "evaluate.mode": ["greedy", "sample", "search"], "arms": ["judge", "random", "frequency"], "judge.orders": ["both", "single"],
+_CHOICES = {"start": ["M0", "M1"], "dpo.packing": ["tree", "pairs"], "dpo.loss": ["sigmoid", "ipo", "robust", "sigmoid_norm"], "dpo.reference": ["start", "M1"], "data.contamination": ["refuse", "drop", "keep"], "evaluate.mode": ["greedy", "sample", "search"], "arms": ["judge", "random", "frequency"], "judge.orders": ["both", "single"],
             "search.on_tie": ["rollback", "skip"], "search.tie_break": ["frequency", "first"]}
 _AT_LEAST = {"search.w": 2, "search.max_steps": 1, "search.max_step_tokens": 1, "search.max_rollbacks": 0, "search.temperature": 0,
              "judge.temperature": 0, "judge.max_tokens": 1, "evaluate.max_tokens": 1, "evaluate.samples": 1, "evaluate.temperature": 0, "parallel": 1, "questions": 1,
              "sft.batch_size": 1, "sft.micro_batch": 1, "sft.epochs": 0, "sft.learning_rate": 0, "sft.checkpoint_every": 1,
              "dpo.batch_size": 1, "dpo.micro_batch": 1, "dpo.epochs": 0, "dpo.learning_rate": 0, "dpo.beta": 1e-9, "dpo.nll_weight": 0,
-             "dpo.checkpoint_every": 1, "engine.max_batch_tokens": 1, "engine.in_flight": 1}
+             "dpo.checkpoint_every": 1, "dpo.tree_tokens": 1, "dpo.label_smoothing": 0, "engine.max_batch_tokens": 1, "engine.in_flight": 1}
 
 def _value(kind, value, where: str):
     "A setting's value as its type, or InputError."
@@ -298,7 +298,7 @@ def train_job(recipe: dict, path: str, arm: str, n: int, progress: Callable[[str
     else:
         pairs, _ = _pairs(run, arm, n)
         write_whole(folder/"pairs.jsonl", "".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in pairs))
-        train_dpo(run.model(arm, n - 1), pairs, out, r.dpo, seed, progress=progress)
+        train_dpo(run.model(arm, n - 1), pairs, out, r.dpo, seed, run.model(arm, 1) if r.dpo.reference == "M1" else None, progress)
     _note(folder, "train", start)
 
 def _pairs(run: Run, arm: str, n: int) -> tuple[list[StepPair], dict[str, int]]:

@@ -81,32 +81,37 @@ def _disk_full(e: Exception, where: Path) -> InputError | None:
     full = isinstance(e, OSError) or any(s in str(e) for s in ("No space left", "File too large", "Disk quota", "PytorchStreamWriter"))
     return InputError(f"{where}: could not save ({str(e).splitlines()[0]}); make room and start the same command again") if full else None
 
+# %% ../nbs/10_sft.ipynb #c012
 def fit(trainer, tokenizer, out: Path, facts: dict, progress: Callable[[str, int, int], None]) -> dict:
     "Train (from the last whole checkpoint, if there is one) and save model, loss curve and figures at `out` in one move."
     from transformers import PrinterCallback
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_callback(progress))
-    work = Path(trainer.args.output_dir)
-    for torn in (c for c in work.glob("checkpoint-*") if not (c/"complete").exists()): shutil.rmtree(torn)
+    work, main = Path(trainer.args.output_dir), trainer.is_world_process_zero()   # of several processes one writes
+    for torn in (c for c in work.glob("checkpoint-*") if not (c/"complete").exists()): shutil.rmtree(torn, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
     whole = sorted(work.glob("checkpoint-*"), key=lambda c: int(c.name.split("-")[1]))
     try: trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
     except Exception as e: raise _disk_full(e, work) or e
+    state = trainer.accelerator.get_state_dict(trainer.model)   # gathers what is sharded
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if hasattr(model, "merge_and_unload"): model = model.merge_and_unload()
+    if hasattr(model, "merge_and_unload"): model, state = model.merge_and_unload(), None
     log = [row for row in trainer.state.log_history if "loss" in row]
     facts = facts | {"updates": trainer.state.global_step, "loss_first": log[0]["loss"], "loss_last": log[-1]["loss"]}
+    if not main: trainer.accelerator.wait_for_everyone(); return facts
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        model.save_pretrained(part); tokenizer.save_pretrained(part)
+        model.save_pretrained(part, state_dict=state); tokenizer.save_pretrained(part)
         write_whole(part/"training.jsonl", "".join(json.dumps(row) + "\n" for row in log))
         write_whole(part/"training.json", json.dumps(facts))
         os.replace(part, out)
     except Exception as e: raise _disk_full(e, out) or e
     shutil.rmtree(work, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
     return facts
 
-# %% ../nbs/10_sft.ipynb #c013
+# %% ../nbs/10_sft.ipynb #c014
 def fitting(rows: list, length: Callable, limit: int) -> tuple[list, int]:
     "(rows whose length is at most `limit`, number of those left out). InputError if none is left."
     kept = [r for r in rows if length(r) <= limit]
