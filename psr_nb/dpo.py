@@ -142,7 +142,7 @@ def _trainer_class():
     return StepDPOTrainer
 
 # %% ../nbs/11_dpo.ipynb #c014
-def _check(pairs: list[StepPair], vocabulary: int):
+def _check(pairs: list[StepPair], vocabulary: int, tokenizer):
     "InputError naming the first pair that can't be trained on."
     if not pairs: raise InputError("there are no pairs to train on: every step was unanimous, a tie or dropped by a filter")
     for p in pairs:
@@ -151,6 +151,9 @@ def _check(pairs: list[StepPair], vocabulary: int):
         if p.chosen_ids == p.rejected_ids: raise InputError(f"{name}: chosen and rejected are the same")
         if max(p.prompt_ids + p.chosen_ids + p.rejected_ids) >= vocabulary:
             raise InputError(f"{name}: it has ids outside the model's vocabulary of {vocabulary}; it was made with another tokenizer")
+        for text, ids in ((p.chosen, p.chosen_ids), (p.rejected, p.rejected_ids)):
+            if text and tokenizer.decode(ids, skip_special_tokens=True).strip() != text.strip():
+                raise InputError(f"{name}: its ids are not its text {text[:40]!r} in this model's tokenizer; it was made with another one")
 
 def _lengths(pairs: list[StepPair], limit: int) -> tuple[list[StepPair], int]:
     "(pairs that fit, number of those too long, which are left out with a warning before training starts)."
@@ -164,7 +167,7 @@ def step_dpo_trainer(model: str, pairs: list[StepPair], out: Path, s: DPOSetting
     from datasets import Dataset
     from trl import DPOConfig
     net, tokenizer = load_model(model, "float32"), load_tokenizer(model)
-    _check(pairs, net.get_input_embeddings().num_embeddings)
+    _check(pairs, net.get_input_embeddings().num_embeddings, tokenizer)
     kept, too_long = _lengths(pairs, min(s.max_length or 1 << 30, context_of(net)))
     names = ("trajectory_id", "step", "prompt_ids", "chosen_ids", "rejected_ids")
     rows = [{"pairs": [{n: getattr(p, n) for n in names} for p in batch]} for batch in pair_batches(kept, s.batch_size, seed)]

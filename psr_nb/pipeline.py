@@ -27,7 +27,7 @@ from .prompts import MATH, Domain
 from .records import (SCHEMA, EFTRow, IFTRow, InputError, Problem, StepPair, Trajectory, append_jsonl, packaged,
                             read_jsonl, write_whole)
 from .search import SearchSettings, drive, search, seed_of
-from .sft import SFTSettings, eft_ids, ift_ids, train_sft
+from .sft import SFTSettings, eft_ids, ift_ids, mixed, train_sft
 
 # %% ../nbs/15_pipeline.ipynb #c005
 @dataclass
@@ -85,7 +85,7 @@ _AT_LEAST = {"search.w": 2, "search.max_steps": 1, "search.max_step_tokens": 1, 
              "judge.temperature": 0, "judge.max_tokens": 1, "evaluate.max_tokens": 1, "evaluate.samples": 1, "evaluate.temperature": 0, "parallel": 1, "questions": 1,
              "sft.batch_size": 1, "sft.micro_batch": 1, "sft.epochs": 0, "sft.learning_rate": 0, "sft.checkpoint_every": 1,
              "dpo.batch_size": 1, "dpo.micro_batch": 1, "dpo.epochs": 0, "dpo.learning_rate": 0, "dpo.beta": 1e-9, "dpo.nll_weight": 0,
-             "dpo.checkpoint_every": 1, "dpo.tree_tokens": 1, "dpo.label_smoothing": 0, "engine.max_batch_tokens": 1, "engine.in_flight": 1}
+             "dpo.checkpoint_every": 1, "dpo.tree_tokens": 1, "sft.pack_tokens": 0, "sft.eft_share": 0, "dpo.label_smoothing": 0, "engine.max_batch_tokens": 1, "engine.in_flight": 1}
 
 def _value(kind, value, where: str):
     "A setting's value as its type, or InputError."
@@ -292,8 +292,9 @@ def train_job(recipe: dict, path: str, arm: str, n: int, progress: Callable[[str
     if n == 1:
         from psr_nb.engines import load_tokenizer
         tok = load_tokenizer(run.model(arm, 0))
-        ids = [ift_ids(tok, domain, x) for x in read_jsonl(run.data("ift"), IFTRow)]
-        ids += [eft_ids(tok, domain, x) for x in read_jsonl(run.data("eft"), EFTRow)]
+        ids, left_out = mixed([ift_ids(tok, domain, x) for x in read_jsonl(run.data("ift"), IFTRow)],
+                              [eft_ids(tok, domain, x) for x in read_jsonl(run.data("eft"), EFTRow)], r.sft.eft_share, seed)
+        if left_out: warnings.warn(f"{left_out} rows are left out for sft.eft_share = {r.sft.eft_share}")
         train_sft(run.model(arm, 0), ids, out, r.sft, seed, progress)
     else:
         pairs, _ = _pairs(run, arm, n)
