@@ -28,6 +28,7 @@ class DPOSettings(TrainSettings):
     reference: str = "start"     # the model the iteration starts from, or "M1"
     precompute_reference: bool = False  # score with the reference once, before training, and let go of it
     packing: str = "tree"        # "tree": the pairs of a trajectory share what they have in common; "pairs": one by one
+    attention: str | None = None # transformers' name; None is the model's. "flex_attention" skips what no token of a tree sees (GPU, not measured by us)
     tree_tokens: int = 2048      # of one forward pass with packing "tree"; a larger tree is split into runs of its pairs
 
 # %% ../nbs/11_dpo.ipynb #c007
@@ -167,6 +168,7 @@ def step_dpo_trainer(model: str, pairs: list[StepPair], out: Path, s: DPOSetting
     from datasets import Dataset
     from trl import DPOConfig
     net, tokenizer = load_model(model, "float32"), load_tokenizer(model)
+    if s.attention: net.set_attn_implementation(s.attention)
     _check(pairs, net.get_input_embeddings().num_embeddings, tokenizer)
     kept, too_long = _lengths(pairs, min(s.max_length or 1 << 30, context_of(net)))
     names = ("trajectory_id", "step", "prompt_ids", "chosen_ids", "rejected_ids")
@@ -174,6 +176,7 @@ def step_dpo_trainer(model: str, pairs: list[StepPair], out: Path, s: DPOSetting
     args = DPOConfig(**trainer_arguments(s, out, seed), beta=s.beta, loss_type=[s.loss], label_smoothing=s.label_smoothing,
                      per_device_train_batch_size=1, remove_unused_columns=False)
     ref = None if s.lora_rank and reference is None else load_model(reference or model, "float32")
+    if ref is not None and s.attention: ref.set_attn_implementation(s.attention)
     trainer = _trainer_class()(net, ref, args, data_collator=lambda steps: steps, train_dataset=Dataset.from_list(rows),
                                processing_class=tokenizer, peft_config=lora(s))
     s = _with_trees(trainer, kept, s)

@@ -79,7 +79,7 @@ def nearest(word: str, known) -> str:
     close = difflib.get_close_matches(str(word), list(known), 1, 0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; there is {', '.join(known)}"
 
-_CHOICES = {"start": ["M0", "M1"], "dpo.packing": ["tree", "pairs"], "dpo.loss": ["sigmoid", "ipo", "robust", "sigmoid_norm"], "dpo.reference": ["start", "M1"], "data.contamination": ["refuse", "drop", "keep"], "evaluate.mode": ["greedy", "sample", "search"], "arms": ["judge", "random", "frequency"], "judge.orders": ["both", "single"],
+_CHOICES = {"start": ["M0", "M1"], "dpo.packing": ["tree", "pairs"], "dpo.loss": ["sigmoid", "ipo", "robust", "sigmoid_norm"], "dpo.reference": ["start", "M1"], "dpo.attention": ["sdpa", "eager", "flex_attention"], "data.contamination": ["refuse", "drop", "keep"], "evaluate.mode": ["greedy", "sample", "search"], "arms": ["judge", "random", "frequency"], "judge.orders": ["both", "single"],
             "search.on_tie": ["rollback", "skip"], "search.tie_break": ["frequency", "first"]}
 _AT_LEAST = {"search.w": 2, "search.max_steps": 1, "search.max_step_tokens": 1, "search.max_rollbacks": 0, "search.temperature": 0,
              "judge.temperature": 0, "judge.max_tokens": 1, "evaluate.max_tokens": 1, "evaluate.samples": 1, "evaluate.temperature": 0, "parallel": 1, "questions": 1,

@@ -51,9 +51,11 @@ def visible(tree: Tree) -> torch.Tensor:
 
 # %% ../nbs/11a_tree.ipynb #c015
 def masks(seen: torch.Tensor, depths: torch.Tensor, config, dtype: torch.dtype):
-    "What a model of this configuration takes as `attention_mask` for one row: (1, 1, T, T), or a dict of them by kind of layer."
-    lowest = torch.finfo(dtype).min
-    additive = lambda see: torch.zeros(see.shape, dtype=dtype, device=see.device).masked_fill_(~see, lowest)[None, None]
+    "What a model of this configuration takes as `attention_mask` for one row: (1, 1, T, T) or a BlockMask, or a dict of them by kind of layer."
+    def additive(see):
+        if config._attn_implementation != "flex_attention": return torch.zeros(see.shape, dtype=dtype, device=see.device).masked_fill_(~see, torch.finfo(dtype).min)[None, None]
+        from torch.nn.attention.flex_attention import create_block_mask
+        return create_block_mask(lambda b, h, q, k: see[q, k], None, None, *see.shape, device=see.device)
     text = config.get_text_config()
     kinds, window = set(getattr(text, "layer_types", None) or ()), getattr(text, "sliding_window", None)
     near = lambda: additive(seen & (depths[:, None] - depths[None] < window))

@@ -32,3 +32,18 @@ def test_smollm2_on_gsm8k(psr, tmp_path):
     assert done.returncode == 0
     assert len((out/"M2"/"trajectories.jsonl").read_text().splitlines()) == 3
     assert json.loads((out/"M2"/"metrics.json").read_text())["n"] == 6
+
+
+def test_flex_attention_scores_a_tree_as_sdpa_does():
+    "Forward only: torch compiles FlexAttention for a CPU, but can't train with it there."
+    import torch, transformers
+    from psr_nb.bench import made_pairs
+    from psr_nb.tree import learn_trees, step_log_probs, tree_batch, tree_of
+    scores = {}
+    for kind in ("sdpa", "flex_attention"):
+        torch.manual_seed(0)
+        config = transformers.LlamaConfig(vocab_size=97, hidden_size=64, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+        model = transformers.LlamaForCausalLM._from_config(config, attn_implementation=kind).eval()
+        learn_trees(model)
+        with torch.no_grad(): scores[kind] = step_log_probs(model, tree_batch(tree_of([made_pairs(4, 30, 8, 97)]), 0))
+    assert (scores["sdpa"] - scores["flex_attention"]).abs().max() < 1e-5
