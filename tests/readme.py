@@ -12,6 +12,7 @@ def readme() -> str:
     notebook = nbformat.read(Path(__file__).parent.parent/"nbs"/"index.ipynb", as_version=4)
     notebook.metadata.language_info = {"name": "python"}
     text, _ = MarkdownExporter(config=config).from_notebook_node(notebook)
+    text = text.replace("](images/", "](nbs/images/")   # the notebook's folder isn't the README's
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 

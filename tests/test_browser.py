@@ -1,0 +1,325 @@
+"""The explorer in a real JupyterLab, and the report, in a real browser: Debian's Chromium, headless, driven by Playwright.
+
+Screenshots go to the folder named in PSR_SCREENSHOTS. Skipped only where there is no Chromium: `apt-get install chromium`.
+"""
+import json, os, re, shutil, socket, subprocess, sys, time, urllib.request
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CHROMIUM = os.environ.get("PSR_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium found (apt-get install chromium, or name one in PSR_CHROMIUM)")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]
+WAIT = 60_000   # ms; machines are shared
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        b = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield b
+        b.close()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    "A JupyterLab server on a free port, on copies of the tutorial: (address, folder)."
+    folder = tmp_path_factory.mktemp("lab")
+    (folder/"tutorials").mkdir()
+    shutil.copytree(ROOT/"nbs/images", folder/"images")
+    shutil.copy(ROOT/"nbs/tutorials/inspect_judgements.ipynb", folder/"tutorials/inspect.ipynb")
+    quiet = folder/".settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"   # no question about news over the page
+    quiet.parent.mkdir(parents=True)
+    quiet.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    env = {**os.environ, "PSR_RUN": str(folder/"run"), "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1",
+           "JUPYTER_CONFIG_DIR": str(folder/".config"), "JUPYTER_DATA_DIR": str(folder/".data"), "JUPYTERLAB_SETTINGS_DIR": str(folder/".settings"), "JUPYTERLAB_WORKSPACES_DIR": str(folder/".workspaces")}
+    with open(folder/"lab.log", "w") as log:
+        p = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--ServerApp.password=",
+                              f"--ServerApp.root_dir={folder}"], cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            try: urllib.request.urlopen(url + "/api/status", timeout=2); break
+            except OSError: time.sleep(.5); assert p.poll() is None, (folder/"lab.log").read_text()[-2000:]
+        yield url, folder
+    finally:
+        p.terminate()
+        try: p.wait(20)
+        except subprocess.TimeoutExpired: p.kill()
+
+
+class Watched:
+    "A page with everything in it that should not have happened."
+    def __init__(self, browser, allowed: str, **kwargs):
+        self.context = browser.new_context(viewport={"width": 1500, "height": 1250}, **kwargs)
+        self.page, self.bad, self.errors = self.context.new_page(), [], []
+        self.page.set_default_timeout(WAIT)
+        self.page.on("dialog", lambda d: (self.bad.append(f"dialog {d.message}"), d.dismiss()))
+        self.page.on("popup", lambda p: self.bad.append("popup"))
+        self.page.on("pageerror", lambda e: self.errors.append(str(e)))
+        self.page.on("console", lambda m: m.type == "error" and self.errors.append(m.text))
+        self.page.on("request", lambda r: re.match(allowed, r.url) or self.bad.append(r.url[:200]))
+
+    def clean(self):
+        "Nothing was asked for, ran or failed."
+        assert self.bad == []
+        assert not self.page.evaluate("'__pwned' in window || Array.from(document.querySelectorAll('iframe')).length > 0")
+        assert self.errors == []
+
+
+def picture(page, name: str):
+    if folder := os.environ.get("PSR_SCREENSHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=str(Path(folder)/f"{name}.png"))
+
+
+def open_and_run(w: Watched, url: str, name: str):
+    "Open a notebook in JupyterLab, Run All, and wait for its explorer; the panel."
+    w.page.goto(f"{url}/lab/workspaces/{name}{time.time_ns()}/tree/tutorials/{name}.ipynb")
+    w.page.wait_for_selector(".jp-Notebook .jp-Cell")
+    w.page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", state="attached")
+    w.page.locator(".jp-Notebook .jp-Cell").first.click()
+    begun = "Array.from(document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')).some(p => /[*1-9]/.test(p.textContent))"
+    for _ in range(5):   # what is asked before the kernel is connected gets lost
+        w.page.get_by_role("menuitem", name="Run", exact=True).click()
+        w.page.get_by_role("menuitem", name=re.compile("^Run All Cells")).click()
+        try: w.page.wait_for_function(begun, timeout=15_000); w.page.wait_for_timeout(2000)
+        except Exception: continue
+        if w.page.evaluate(begun): break
+    try: w.page.wait_for_selector(".psr-explorer .psr-picker, .psr-explorer svg", state="attached", timeout=3 * WAIT)
+    except Exception: picture(w.page, f"{name}-failed"); raise
+    panel = w.page.locator(".psr-explorer").first
+    panel.scroll_into_view_if_needed()
+    return panel
+
+
+def tab(panel, name: str):
+    panel.get_by_role("tab", name=name, exact=True).click()
+
+
+def shot_of(page, panel, name: str):
+    panel.evaluate("e => e.scrollIntoView({block: 'start'})")
+    page.wait_for_timeout(600)
+    picture(page, name)
+
+
+@pytest.fixture(scope="module")
+def explorer(browser, lab):
+    "The tutorial in JupyterLab, all cells run."
+    w = Watched(browser, rf"{lab[0]}|data:|blob:|ws:")
+    w.panel = open_and_run(w, lab[0], "inspect")
+    yield w
+    w.context.close()
+
+
+def test_overview_and_into_an_iteration(explorer):
+    page, panel = explorer.page, explorer.panel
+    panel.locator(".js-plotly-plot .scatterlayer").first.wait_for()
+    shot_of(page, panel, "overview")
+    assert panel.locator("svg").count() > 4
+    panel.get_by_role("button", name="Into M3").click()
+    panel.get_by_role("tab", name="Steps", selected=True).wait_for()
+    assert panel.locator("select").filter(has=page.locator("option", has_text="M3 (8 searches)")).first.input_value()
+
+
+def selected(panel, which: str) -> str:
+    return panel.get_by_role("grid", name=which, exact=True).locator("tr.on").get_attribute("data-key")
+
+
+def until(f, what: str, seconds: float = 30):
+    "Wait until f() is true."
+    end = time.time() + seconds
+    while time.time() < end:
+        if f(): return
+        time.sleep(.1)
+    raise AssertionError(f"not within {seconds} s: {what}")
+
+
+def test_choose_a_problem_and_read_the_judge(explorer, lab):
+    page, panel = explorer.page, explorer.panel
+    panel.get_by_label("Show").first.select_option("all")
+    rows = panel.get_by_role("grid", name="problems", exact=True).locator("tbody tr")
+    rows.nth(3).click()
+    key = rows.nth(3).get_attribute("data-key")
+    panel.locator(".psr-question", has_text=key).wait_for()
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", state="attached")
+    steps = panel.get_by_role("grid", name="steps").locator("tbody tr")
+    searches = {r["problem_id"]: r for r in map(json.loads, (lab[1]/"run/M3/trajectories.jsonl").read_text().splitlines())}
+    k = next(i for i, s in enumerate(searches[key]["steps"]) if s["judgements"])
+    steps.nth(k).click()
+    cell = panel.locator(".js-plotly-plot").filter(has_text="shown as A").first
+    cell.scroll_into_view_if_needed()
+    text = searches[key]["steps"][k]["judgements"]
+    box = cell.locator(".nsewdrag").first.bounding_box()
+    w = sum(c["problem"] is None for c in searches[key]["steps"][k]["candidates"])
+    size = box["width"] / w, box["height"] / w
+    page.mouse.move(box["x"] + .5 * size[0], box["y"] + (w - .5) * size[1], steps=3)   # A is the last, B the first
+    page.mouse.click(box["x"] + .5 * size[0], box["y"] + (w - .5) * size[1])
+    wanted = next(j for j in text if (j["a"], j["b"]) == (w - 1, 0))
+    words = lambda: " ".join(panel.locator(".psr-pair .psr-judge:visible").first.inner_text().split())
+    until(lambda: words().startswith(f"A is {w}, B is 1") and " ".join(wanted["text"].split()) in words(), "the judge's words on the cell clicked")
+    shot_of(page, panel, "steps")
+
+
+def test_sort_and_filter(explorer):
+    page, panel = explorer.page, explorer.panel
+    grid = panel.get_by_role("grid", name="problems", exact=True)
+    grid.locator("th[data-column=consistency]").click()
+    until(lambda: "\u25b2" in grid.locator("th[data-column=consistency]").inner_text(), "sorted by consistency")
+    at = page.evaluate("Array.from(document.querySelectorAll('.psr-picker th')).map(t => t.dataset.column).indexOf('consistency')")
+    values = [float(t) for t in grid.locator(f"tbody td:nth-child({at + 1})").all_inner_texts() if t]
+    assert values == sorted(values) and len(values) > 3
+    panel.get_by_label("Search").first.fill("apples")
+    panel.get_by_label("Search").first.press("Enter")
+    until(lambda: all("apples" in t.lower() for t in grid.locator("tbody tr").all_inner_texts()), "only apples")
+    panel.get_by_label("Search").first.fill("")
+    panel.get_by_label("Search").first.press("Enter")
+    until(lambda: grid.locator("tbody tr").count() == 8, "all problems again")
+
+
+def test_keys(explorer):
+    page, panel = explorer.page, explorer.panel
+    grid = panel.get_by_role("grid", name="problems", exact=True)
+    grid.locator("tbody tr").first.click()
+    keys = [r.get_attribute("data-key") for r in grid.locator("tbody tr").all()]
+    until(lambda: selected(panel, "problems") == keys[0], "the first problem")
+    for key, want in (("n", keys[1]), ("n", keys[2]), ("p", keys[1]), ("ArrowDown", keys[2])):
+        page.keyboard.press(key)
+        until(lambda: selected(panel, "problems") == want, f"{key} goes to {want}")
+    panel.locator(".psr-question", has_text=keys[2]).wait_for()
+    before = int(selected(panel, "steps"))
+    last = panel.get_by_role("grid", name="steps").locator("tbody tr").count() - 1
+    page.keyboard.press("j")
+    until(lambda: int(selected(panel, "steps")) == min(last, before + 1), "the next step")
+    page.keyboard.press("k")
+    until(lambda: int(selected(panel, "steps")) in (before, max(0, last - 1)), "back")
+    assert page.locator(".jp-Notebook .jp-Cell").count() > 10   # no key reached the notebook's own commands
+
+
+def test_compare(explorer):
+    page, panel = explorer.page, explorer.panel
+    tab(panel, "Compare")
+    panel.get_by_role("grid", name="evaluated problems").locator("tbody tr").nth(2).click()
+    panel.locator("td", has_text="M4").first.wait_for()
+    shot_of(page, panel, "compare")
+    panel.get_by_text("The same pairs judged by other models").click()
+    page.wait_for_timeout(500)
+    shot_of(page, panel, "compare-judges")
+
+
+def test_label_three_pairs_and_find_them_again(explorer, lab, browser):
+    page, panel = explorer.page, explorer.panel
+    tab(panel, "Audit")
+    panel.locator(".psr-question", has_text="1 of").first.wait_for()
+    name = panel.get_by_label("Your name (optional)")
+    name.fill("Kim"); name.press("Enter")
+    panel.locator("td:visible", has_text=re.compile("^A\n")).first.click()   # leave the field, so that keys are heard
+    for n, key in enumerate("124", 1):
+        assert panel.locator(".psr-judge:visible").count() == 0 or n > 1
+        page.keyboard.press(key)
+        until(lambda: panel.get_by_role("grid", name="labels so far").locator("tbody tr").count() == n, f"{n} labels")
+    shot_of(page, panel, "audit")
+    rows = [json.loads(x) for x in (lab[1]/"run/labels.jsonl").read_text().splitlines()]
+    assert [r["label"] for r in rows] == ["A", "B", "can't tell"] and {r["name"] for r in rows} == {"Kim"} and all(r["time"] for r in rows)
+    explorer.clean()
+    again = Watched(browser, rf"{lab[0]}|data:|blob:|ws:")
+    shutil.copy(ROOT/"nbs/tutorials/inspect_judgements.ipynb", lab[1]/"tutorials/again.ipynb")
+    panel = open_and_run(again, lab[0], "again")
+    tab(panel, "Audit")
+    found = panel.get_by_role("grid", name="labels so far").locator("tbody tr")
+    until(lambda: found.count() == 3, "the three labels")
+    assert all("Kim" in t for t in found.all_inner_texts())
+    again.clean()
+    again.context.close()
+
+
+def test_no_errors(explorer):
+    explorer.clean()
+
+
+def hostile_run(folder: Path) -> Path:
+    from psr_nb.explore import made_up_run
+    from psr_nb.render import hostile_texts
+    texts = [t[:20_000].encode("utf-8", "replace").decode() for t in hostile_texts().values()]
+    assert len(texts) >= 50
+    cycle = iter(texts * 99)
+    path = folder/"<img src=x onerror=window.__pwned=1>"
+    made_up_run(path, texts, steps=2, w=2, text=lambda: next(cycle), judge=lambda: next(cycle))
+    rows = [{"id": f"e{i}", "benchmark": t[:50], "prompt": t, "completions": [t], "answer": t[:200], "gold": t[:200], "equal": bool((i + n) % 2), "note": t[:50], "tokens": 1, "steps": 1} for n in (0, 1) for i, t in enumerate(texts)]
+    for n in (1, 2): (path/f"M{n}/evaluation.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows[(n - 1) * len(texts):n * len(texts)]))
+    return path
+
+
+def test_hostile_run_is_inert_in_the_explorer(browser, lab):
+    path = hostile_run(lab[1])
+    cell = lambda source: {"cell_type": "code", "id": f"c{len(source)}", "metadata": {}, "source": source, "outputs": [], "execution_count": None}
+    cells = [cell("from psr_nb.dashboard import RunExplorer"), cell(f"x = RunExplorer({str(path)!r})\nx")]
+    (lab[1]/"tutorials/nasty.ipynb").write_text(json.dumps({"cells": cells, "metadata": {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}, "nbformat": 4, "nbformat_minor": 5}))
+    w = Watched(browser, rf"{lab[0]}|data:|blob:|ws:")
+    panel = open_and_run(w, lab[0], "nasty")
+    tab(panel, "Steps")
+    grid = panel.get_by_role("grid", name="problems", exact=True)
+    grid.locator("tbody tr").first.click()
+    keys = [r.get_attribute("data-key") for r in grid.locator("tbody tr").all()]
+    for key in keys[1:]:
+        w.page.keyboard.press("n")
+        until(lambda: selected(panel, "problems") == key, key)
+    panel.locator(".psr-question", has_text=keys[-1]).wait_for()
+    shot_of(w.page, panel, "hostile-steps")
+    tab(panel, "Compare")
+    evaluated = panel.get_by_role("grid", name="evaluated problems").locator("tbody tr")
+    for i in range(0, evaluated.count(), 7): evaluated.nth(i).click(); w.page.wait_for_timeout(150)
+    tab(panel, "Audit")
+    panel.locator(".psr-question:visible", has_text="1 of").first.click()
+    for _ in range(10): w.page.keyboard.press("3"); w.page.wait_for_timeout(100)
+    shot_of(w.page, panel, "hostile-audit")
+    bad = w.page.evaluate("""Array.from(document.querySelectorAll('.psr-explorer *')).filter(e => ['SCRIPT', 'IFRAME', 'IMG', 'OBJECT', 'EMBED', 'LINK', 'BASE', 'FORM', 'META'].includes(e.tagName)
+        || Array.from(e.attributes).some(a => a.name.startsWith('on') || /javascript:/i.test(a.value))).map(e => e.outerHTML.slice(0, 100))""")
+    assert bad == []
+    w.clean()
+    w.context.close()
+
+
+def opened(browser, page_file: Path, **kwargs) -> tuple[Watched, float]:
+    "A file opened with the network off, and how long that took."
+    w = Watched(browser, "file:", **kwargs)
+    w.context.set_offline(True)
+    start = time.time()
+    w.page.goto(page_file.as_uri())
+    w.page.wait_for_load_state("load")
+    return w, time.time() - start
+
+
+def test_report_needs_no_network(browser, tmp_path):
+    from psr_nb.dashboard import packaged, report_html
+    (tmp_path/"report.html").write_text(report_html(packaged("runs/demo")))
+    w, seconds = opened(browser, tmp_path/"report.html")
+    assert seconds < 3 and w.page.locator("svg").count() > 5
+    picture(w.page, "report")
+    w.page.locator("details.psr-search > summary").first.click()
+    judged = w.page.locator("details.psr-search").first.locator("details.psr-step:has(table.psr-m)").first
+    judged.locator("> summary").click()
+    judged.locator("table.psr-m").wait_for()
+    judged.locator("> details > summary").click()
+    judged.locator("> details > details > summary").first.click()
+    assert judged.locator(".psr-judge:visible").count() == 2
+    judged.scroll_into_view_if_needed()
+    picture(w.page, "report-step")
+    if os.environ.get("PSR_SCREENSHOTS"): w.page.pdf(path=str(Path(os.environ["PSR_SCREENSHOTS"])/"report.pdf"))
+    w.clean()
+    w.context.close()
+
+
+def test_hostile_report_is_inert(browser, tmp_path):
+    from psr_nb.dashboard import report_html
+    (tmp_path/"report.html").write_text(report_html(hostile_run(tmp_path), sample=100))
+    for policy in (False, True):   # inert by itself, and not only by its content policy
+        w, seconds = opened(browser, tmp_path/"report.html", bypass_csp=policy)
+        w.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        w.page.wait_for_timeout(1500)
+        assert w.page.locator("details.psr-search").count() >= 50
+        picture(w.page, "hostile-report")
+        w.clean()
+        w.context.close()
