@@ -38,12 +38,6 @@ def test_notebooks_are_clean(copy):
 def test_readme_is_the_index_notebook(): assert (ROOT/"README.md").read_text(encoding="utf-8") == readme()
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebooks_are_small_and_hold_no_widget_state(path):
-    assert path.stat().st_size < 300_000
-    assert "widgets" not in json.loads(path.read_text())["metadata"]
-
-
 def test_numbered_notebooks_import_only_lower_ones():
     numbers = {p.stem.split("_", 1)[1]: p.stem[:2] for p in NOTEBOOKS if p.stem[:2].isdigit()}
     for p in (ROOT/"psr_nb").glob("[a-z]*.py"):
