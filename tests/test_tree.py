@@ -1,5 +1,5 @@
 "The tree as a whole: notebooks, modules, README and wheel say the same."
-import json, subprocess, sys, zipfile
+import subprocess, sys, zipfile
 from pathlib import Path
 import pytest
 sys.path.insert(0, str(Path(__file__).parent))
