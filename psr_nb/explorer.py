@@ -36,7 +36,7 @@ def told(method):
         except Exception as e: self.explorer.say(f"This could not be shown ({type(e).__name__}: {e})")
     return call
 
-def _html(value: str = "") -> W.HTML: return W.HTML(value, layout=W.Layout(width="100%"))
+def _html(value: str = "") -> W.HTML: return W.HTML(value, layout=W.Layout(width="100%", margin="0"))
 
 def _field(kind, description: str, **kwargs):
     return kind(description=description, style={"description_width": "initial"}, **({"layout": W.Layout(width="auto", flex="0 0 auto")} | kwargs))
@@ -101,11 +101,11 @@ def heat_map(s: Step | None) -> dict:
 
 def heat_figure() -> go.FigureWidget:
     "An empty heat map to be filled by `fill_heat`."
-    fig = go.FigureWidget(layout=dict(template="plotly_white", width=330, height=330, margin=dict(l=45, r=10, t=50, b=10), shapes=[],
-                                      title=dict(text="Winner of each comparison", font_size=13), dragmode=False))
+    fig = go.FigureWidget(layout=dict(template="plotly_white", width=330, height=330, margin=dict(l=30, r=10, t=60, b=10), shapes=[],
+                                      title=dict(text="Winner: row shown as A, column as B", font_size=13), dragmode=False))
     fig.add_heatmap(zmin=-1, zmax=1, colorscale=_SCALE, showscale=False, xgap=3, ygap=3, texttemplate="%{text}", hovertemplate="A: %{y}, B: %{x}, winner: %{text}<extra></extra>")
-    fig.update_xaxes(title="shown as B", side="top", type="category", showgrid=False, fixedrange=True)
-    fig.update_yaxes(title="shown as A", autorange="reversed", type="category", showgrid=False, fixedrange=True)
+    fig.update_xaxes(side="top", type="category", showgrid=False, fixedrange=True)
+    fig.update_yaxes(autorange="reversed", type="category", showgrid=False, fixedrange=True)
     return fig
 
 def fill_heat(fig: go.FigureWidget, s: Step | None, picked: tuple[int, int] | None = None):
@@ -232,7 +232,7 @@ class CompareTab(W.VBox):
         self.judge.observe(lambda _: self.list_flips(), "value")
         self.flips.observe(lambda c: self.open_flip(c.new), "selected")
         judged = W.VBox([W.HBox([self.iteration, self.judge]), W.HBox([self.kappas, self.counts]), self.flips, self.flip])
-        self.parts = W.Accordion([W.VBox([self.summary, self.change, self.problems, self.sides]), judged, self.probes],
+        self.parts = W.Accordion([W.VBox([self.summary, W.HBox([self.change]), self.problems, self.sides]), judged, self.probes],
                                  titles=("The same problems solved by each model", "The same pairs judged by other models", "The probe set"), selected_index=0)
         super().__init__([self.parts])
 
@@ -315,7 +315,7 @@ class AuditTab(W.VBox):
         self.skip, self.export = (W.Button(description=d, layout=W.Layout(width="auto")) for d in ("skip (s)", "Export as EFT rows"))
         self.skip.on_click(lambda _: self.go(1)); self.export.on_click(lambda _: self.write())
         for x in (self.iteration, self.order): x.observe(lambda _: self.draw_pairs(), "value")
-        super().__init__([W.HBox([self.iteration, self.order, self.person]), self.pair, W.HBox([*self.buttons.values(), self.skip]), self.last, self.agreement, self.labels, self.export])
+        super().__init__([W.HBox([self.iteration, self.order, self.person]), self.pair, W.HBox([*self.buttons.values(), self.skip]), self.last, self.agreement, self.labels, W.HBox([self.export])])
 
     @told
     def refresh(self):

@@ -152,14 +152,17 @@ def test_choose_a_problem_and_read_the_judge(explorer, lab):
     cell = panel.locator(".js-plotly-plot").filter(has_text="shown as A").first
     cell.scroll_into_view_if_needed()
     text = searches[key]["steps"][k]["judgements"]
-    box = cell.locator(".nsewdrag").first.bounding_box()
     w = sum(c["problem"] is None for c in searches[key]["steps"][k]["candidates"])
-    size = box["width"] / w, box["height"] / w
-    page.mouse.move(box["x"] + .5 * size[0], box["y"] + (w - .5) * size[1], steps=3)   # A is the last, B the first
-    page.mouse.click(box["x"] + .5 * size[0], box["y"] + (w - .5) * size[1])
     wanted = next(j for j in text if (j["a"], j["b"]) == (w - 1, 0))
     words = lambda: " ".join(panel.locator(".psr-pair .psr-judge:visible").first.inner_text().split())
-    until(lambda: words().startswith(f"A is {w}, B is 1") and " ".join(wanted["text"].split()) in words(), "the judge's words on the cell clicked")
+    def click():
+        "Candidate w as A and 1 as B; has the judge's text come?"
+        box = cell.locator(".nsewdrag").first.bounding_box()
+        at = box["x"] + .5 * box["width"] / w, box["y"] + (w - .5) * box["height"] / w
+        page.mouse.move(at[0] + 3, at[1] + 3); page.mouse.move(*at, steps=3); page.wait_for_timeout(500)
+        page.mouse.down(); page.mouse.up(); page.wait_for_timeout(1500)
+        return words().startswith(f"A is {w}, B is 1") and " ".join(wanted["text"].split()) in words()
+    until(click, "the judge's words on the cell clicked")
     shot_of(page, panel, "steps")
 
 
