@@ -125,7 +125,7 @@ class StepsTab(W.VBox):
         self.count, self.question, self.heading, self.candidates, self.pair = (_html() for _ in range(5))
         self.count.layout.width = "auto"
         self.problems = RowPicker(sortable=True, height="230px", label="problems")
-        self.tree = RowPicker(height="330px", label="steps")
+        self.tree = RowPicker(height="240px", label="steps")
         self.heat = heat_figure()
         self.heat.data[0].on_click(lambda trace, points, _: points.ys and self.pick_cell(int(points.ys[0]) - 1, int(points.xs[0]) - 1))
         buttons = [("\u25c0 problem (p)", self.previous_problem), ("problem \u25b6 (n)", self.next_problem), ("\u25b2 step (k)", self.previous_step),
@@ -135,7 +135,7 @@ class StepsTab(W.VBox):
         self._watch()
         half = lambda *children, width: W.VBox(children, layout=W.Layout(width=width, min_width="0"))
         super().__init__([W.HBox([self.iteration, self.search, self.show, self.count]), self.problems, W.HBox(list(self.buttons.values()), layout=W.Layout(flex_flow="row wrap")), self.question,
-                          W.HBox([half(self.tree, width="44%"), half(self.heading, self.candidates, width="56%")]),
+                          W.HBox([half(self.tree, width="42%"), half(self.heading, self.candidates, width="58%")]),
                           W.HBox([half(self.heat, width="350px"), half(self.pair, width="calc(100% - 350px)")])])
 
     def _watch(self):

@@ -29,7 +29,7 @@ def step_heading(s: Step) -> str:
 
 def candidates_html(s: Step) -> str:
     "The candidates with scores and fates; the chosen green, the rejected red."
-    frame = candidate_table(s)
+    frame = candidate_table(s)[["candidate", "fate", "score", "text", "sampled", "won", "lost", "abstained", "final"]]
     return html_table(frame, {i: r.fate if r.fate in ("chosen", "rejected") else "" for i, r in enumerate(frame.itertuples())})
 
 # %% ../nbs/27_views.ipynb #c008

@@ -164,6 +164,7 @@ def test_choose_a_problem_and_read_the_judge(explorer, lab):
         return words().startswith(f"A is {w}, B is 1") and " ".join(wanted["text"].split()) in words()
     until(click, "the judge's words on the cell clicked")
     shot_of(page, panel, "steps")
+    if folder := os.environ.get("PSR_SCREENSHOTS"): page.screenshot(path=str(Path(folder)/"explorer.png"), clip={"x": 370, "y": 90, "width": 1085, "height": 1130})
 
 
 def test_sort_and_filter(explorer):
@@ -205,7 +206,7 @@ def test_compare(explorer):
     page, panel = explorer.page, explorer.panel
     tab(panel, "Compare")
     panel.get_by_role("grid", name="evaluated problems").locator("tbody tr").nth(2).click()
-    panel.locator("td", has_text="M4").first.wait_for()
+    panel.locator("td:visible", has_text="M4").first.wait_for()
     shot_of(page, panel, "compare")
     panel.get_by_text("The same pairs judged by other models").click()
     page.wait_for_timeout(500)
@@ -215,10 +216,10 @@ def test_compare(explorer):
 def test_label_three_pairs_and_find_them_again(explorer, lab, browser):
     page, panel = explorer.page, explorer.panel
     tab(panel, "Audit")
-    panel.locator(".psr-question", has_text="1 of").first.wait_for()
+    panel.locator(".psr-question:visible", has_text="drawn)").first.wait_for()
     name = panel.get_by_label("Your name (optional)")
     name.fill("Kim"); name.press("Enter")
-    panel.locator("td:visible", has_text=re.compile("^A\n")).first.click()   # leave the field, so that keys are heard
+    panel.locator(".psr-question:visible", has_text="drawn)").first.click()   # leave the field, so that keys are heard
     for n, key in enumerate("124", 1):
         assert panel.locator(".psr-judge:visible").count() == 0 or n > 1
         page.keyboard.press(key)
@@ -275,7 +276,7 @@ def test_hostile_run_is_inert_in_the_explorer(browser, lab):
     evaluated = panel.get_by_role("grid", name="evaluated problems").locator("tbody tr")
     for i in range(0, evaluated.count(), 7): evaluated.nth(i).click(); w.page.wait_for_timeout(150)
     tab(panel, "Audit")
-    panel.locator(".psr-question:visible", has_text="1 of").first.click()
+    panel.locator(".psr-question:visible", has_text="drawn)").first.click()
     for _ in range(10): w.page.keyboard.press("3"); w.page.wait_for_timeout(100)
     shot_of(w.page, panel, "hostile-audit")
     bad = w.page.evaluate("""Array.from(document.querySelectorAll('.psr-explorer *')).filter(e => ['SCRIPT', 'IFRAME', 'IMG', 'OBJECT', 'EMBED', 'LINK', 'BASE', 'FORM', 'META'].includes(e.tagName)
