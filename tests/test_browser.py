@@ -83,6 +83,7 @@ def open_and_run(w: Watched, url: str, name: str):
     w.page.locator(".jp-Notebook .jp-Cell").first.click()
     begun = "Array.from(document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')).some(p => /[*1-9]/.test(p.textContent))"
     for _ in range(5):   # what is asked before the kernel is connected gets lost
+        if (ask := w.page.locator(".jp-Dialog .jp-mod-accept")).count(): picture(w.page, f"{name}-dialog"); ask.last.click()   # JupyterLab asks which kernel
         w.page.get_by_role("menuitem", name="Run", exact=True).click()
         w.page.get_by_role("menuitem", name=re.compile("^Run All Cells")).click()
         try: w.page.wait_for_function(begun, timeout=15_000); w.page.wait_for_timeout(2000)
@@ -173,8 +174,8 @@ def test_sort_and_filter(explorer):
     grid.locator("th[data-column=consistency]").click()
     until(lambda: "\u25b2" in grid.locator("th[data-column=consistency]").inner_text(), "sorted by consistency")
     at = page.evaluate("Array.from(document.querySelectorAll('.psr-picker th')).map(t => t.dataset.column).indexOf('consistency')")
-    values = [float(t) for t in grid.locator(f"tbody td:nth-child({at + 1})").all_inner_texts() if t]
-    assert values == sorted(values) and len(values) > 3
+    values = lambda: [float(t) for t in grid.locator(f"tbody td:nth-child({at + 1})").all_inner_texts() if t]
+    until(lambda: values() == sorted(values()) and len(values()) > 3, "rows in order")
     panel.get_by_label("Search").first.fill("apples")
     panel.get_by_label("Search").first.press("Enter")
     until(lambda: all("apples" in t.lower() for t in grid.locator("tbody tr").all_inner_texts()), "only apples")
