@@ -75,7 +75,7 @@ def cell(value) -> str:
     if isinstance(value, (int, float)): return f"{value:.3f}".rstrip("0").rstrip(".") if value % 1 else f"{int(value):,}"
     return shown(value)
 
-def _short(value) -> str: return ' class="s"' if isinstance(value, str) and len(value) <= 24 else ""
+def _short(value) -> str: return (' class="s"' if len(value) <= 24 else ' class="long"') if isinstance(value, str) else ""
 
 def html_table(frame: pd.DataFrame, mark: dict[int, str] | None = None) -> str:
     "A DataFrame as a safe HTML table; `mark` gives a row (by position) a CSS class."
@@ -91,7 +91,7 @@ STYLE = """
 .psr-scroll{overflow:auto;max-width:100%}
 table.psr{border-collapse:collapse;font-size:13px;margin:.3rem 0;color:#1f2328;background:#fff}
 table.psr td,table.psr th{border:1px solid #d8dee4;padding:.2rem .5rem;text-align:left;vertical-align:top;max-width:46rem}
-table.psr td.s .psr-text{white-space:nowrap}
+table.psr td.s .psr-text{white-space:nowrap}table.psr td.long{min-width:14rem}
 table.psr th{background:#f3f5f7;font-weight:600}
 table.psr tr.chosen td{background:#e6f4ea}table.psr tr.rejected td{background:#fdecea}table.psr tr.rolled{color:#888}
 table.psr tr.differs td{background:#fff3d6}

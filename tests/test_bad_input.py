@@ -94,7 +94,8 @@ def test_a_full_disk_loses_nothing(psr, tmp_path):
 
 def test_ctrl_c_stops_within_seconds_and_says_how_to_go_on(tmp_path):
     out = tmp_path/"run"
-    p = subprocess.Popen([Path(sys.executable).parent/"psr_nb", *FAST, "--out", out], stderr=subprocess.PIPE, text=True)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)   # a shell's background jobs ignore it, and so would this one
+    p = subprocess.Popen([Path(sys.executable).parent/"psr_nb", *FAST, "--out", out], stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     while not (out/"M1"/"model").exists(): time.sleep(.1)
     p.send_signal(signal.SIGINT)
     start = time.time()
