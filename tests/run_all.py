@@ -49,7 +49,7 @@ def tests(*flags, minutes) -> tuple[int, int, int]:
 def main():
     start, slow = time.time(), "--slow" in sys.argv
     nb = notebooks("--path", "nbs/tutorials", "--flags", "slow", minutes=25) if slow else notebooks(minutes=12)
-    py = tests("-m", "slow" if slow else "not slow", minutes=20 if slow else 25)
+    py = tests("-m", "slow" if slow else "not slow", minutes=26 if slow else 25)
     passed, failed = nb[0] + py[0], nb[1] + py[1]
     print(f"\n{nb[0]} notebooks and {py[0]} tests passed in {(time.time() - start) / 60:.1f} minutes")
     print(f"{passed} passed, {failed} failed" + (f", {py[2]} skipped" if py[2] else ""))

@@ -21,17 +21,19 @@ def test_the_demo_gains_and_its_control_does_not(psr, tmp_path):
 
 @pytest.mark.skipif("PSR_DATA" not in os.environ, reason="PSR_DATA is not set: no real GSM8K at hand")
 def test_smollm2_on_gsm8k(psr, tmp_path):
-    "Every stage on a real model and real questions, fewer of them than the recipe's."
+    "Every stage but the judged search on a real model and real questions, fewer of them than the recipe's; the judge has its test."
     subprocess.run(["make", "smollm2", f"VENV={Path(sys.executable).parent.parent}"], cwd=ROOT, check=True)
     data, out = Path(os.environ["PSR_DATA"]), tmp_path/"smollm2"
-    small = {"questions": "[3]", "data.test_limit": 6, "data.ift_limit": 24, "data.eft_limit": 16, "data.judge_test_limit": 6, "search.w": 3,
+    # Best and worst by lot: a model of this size, with so few rows to learn judging from, may leave no pair of its own.
+    small = {"questions": "[3]", "arms": "[random]", "data.test_limit": 6, "data.ift_limit": 24, "data.eft_limit": 16, "data.judge_test_limit": 6, "search.w": 3,
              "search.max_steps": 4, "search.on_tie": "skip", "judge.orders": "single", "dpo.batch_size": 4}
     done = psr("run", "smollm2-gsm8k-cpu", "--model", ROOT/"models"/"smollm2", "--questions", data/"gsm8k_train.jsonl", "--test", data/"gsm8k_test.jsonl",
                "--out", out, *[x for k, v in small.items() for x in ("--set", f"{k}={v}")], timeout=1500)
     print(done.stdout, done.stderr)
     assert done.returncode == 0
     assert len((out/"M2"/"trajectories.jsonl").read_text().splitlines()) == 3
-    assert json.loads((out/"M2"/"metrics.json").read_text())["n"] == 6
+    metrics = json.loads((out/"M2"/"metrics.json").read_text())
+    assert metrics["n"] == 6 and metrics["judge_n"] >= 6 and metrics["pairs"] > 0
 
 
 def test_flex_attention_scores_a_tree_as_sdpa_does():
