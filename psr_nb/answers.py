@@ -7,7 +7,7 @@ __all__ = ['TEXT', 'END', 'LONGEST', 'DEEPEST', 'last_boxed', 'read_math_answer'
            'quantity', 'region', 'same', 'equal', 'gold_problem', 'grade_all', 'math_equal']
 
 # %% ../nbs/01_answers.ipynb #c002
-import cmath, functools, math, multiprocessing, multiprocessing.util, os, random, re, unicodedata
+import cmath, functools, multiprocessing, multiprocessing.util, os, random, re, unicodedata
 from collections.abc import Iterable
 from concurrent.futures import TimeoutError as Late
 from fractions import Fraction
@@ -256,25 +256,26 @@ def _close(g, a, g_text, a_text, tolerance):
     size = max(abs(g), abs(a))
     if d <= 1e-12 * size: return True
     places = [p for p in (_decimals(g_text), _decimals(a_text)) if p is not None]
-    if 0 in places or not (floats := [p for p in places if p]): 
+    if 0 in places or not (floats := [p for p in places if p]):
         return bool(not places and d <= 1e-4 * size and ("." in g_text or "." in a_text))
     return bool(d < 10.0 ** -min(floats) * (1 - 1e-6) and d <= 1.001e-4 * size)
 
 # %% ../nbs/01_answers.ipynb #c036
-def _identical(g, a):
-    "Are two expressions with variables the same at random points? None where that does not tell."
+def _at_points(p, q):
+    "Yield the values of two expressions at up to eight random rational points, those at which both are finite."
     import sympy
-    names = sorted(g.free_symbols | a.free_symbols, key=str)
-    if not names: return None
-    rng, hits = random.Random(0), 0
+    rng, names = random.Random(0), sorted(p.free_symbols | q.free_symbols, key=str)
     for _ in range(8):
         at = {n: sympy.Rational(rng.randint(-300, 300) or 7, 97) for n in names}
-        try: x, y = complex(g.subs(at).doit().evalf(20)), complex(a.subs(at).doit().evalf(20))
+        try: x, y = complex(p.subs(at).doit().evalf(20)), complex(q.subs(at).doit().evalf(20))
         except (TypeError, ValueError, AttributeError, ZeroDivisionError, OverflowError, RecursionError): continue
-        if not (cmath.isfinite(x) and cmath.isfinite(y)): continue
-        if abs(x - y) > 1e-9 * max(1e-6, abs(x), abs(y)): return False
-        hits += 1
-    return True if hits >= 3 else None
+        if cmath.isfinite(x) and cmath.isfinite(y): yield x, y
+
+def _identical(g, a):
+    "Are two expressions with variables the same at random points? None where that does not tell."
+    if not g.free_symbols | a.free_symbols: return None
+    same_at = [abs(x - y) <= 1e-9 * max(1e-6, abs(x), abs(y)) for x, y in _at_points(g, a)]
+    return False if not all(same_at) else True if len(same_at) >= 3 else None
 
 _UNEVALUATED = re.compile(r"\\(?:int|iint|oint|sum|prod|lim|limsup|liminf|det|gcd|lcm|max|min|sup|inf|mod|bmod|pmod|deg|dim|arg|Re|Im)(?![a-zA-Z])|\\frac\s*\{\s*d\s*\}\s*\{\s*d|\\begin\{vmatrix|\\dots|\\cdots|\\ldots")
 
@@ -469,13 +470,7 @@ def _value_like(s):
 # %% ../nbs/01_answers.ipynb #c052
 def _proportional(p, q):
     "Is p/q the same number wherever it is looked at?"
-    rng, names, ratios = random.Random(1), sorted(p.free_symbols, key=str), []
-    import sympy
-    for _ in range(8):
-        at = {n: sympy.Rational(rng.randint(-300, 300) or 7, 97) for n in names}
-        try: x, y = complex(p.subs(at).evalf(20)), complex(q.subs(at).evalf(20))
-        except (TypeError, ValueError, OverflowError): continue
-        if abs(y) > 1e-9 and abs(x) > 1e-9: ratios.append(x / y)
+    ratios = [x / y for x, y in _at_points(p, q) if abs(x) > 1e-9 and abs(y) > 1e-9]
     return len(ratios) >= 3 and all(abs(r - ratios[0]) < 1e-8 * abs(ratios[0]) for r in ratios)
 
 def _same_inequality(g, a):
@@ -663,8 +658,8 @@ def _depth(s: str) -> int:
 def gold_problem(gold: str | None) -> str | None:
     "Why nothing can be compared with a gold answer; None if it can."
     if gold is None: return "missing"
-    if not normal_form(gold): return "empty"
     if len(gold) > LONGEST: return f"longer than {LONGEST} characters"
+    if not normal_form(gold): return "empty"
     depth = 0
     for brace in re.findall(r"\\.|([{}])", gold, flags=re.S):
         depth += {"{": 1, "}": -1}.get(brace, 0)

@@ -16,7 +16,7 @@ from .overview import (accuracy_figure, benchmark_table, closing_table, drift_ta
                              phase_table, save_figures)
 from .pipeline import Run, open_run
 from .records import InputError, packaged
-from .render import STYLE, active_parts, hostile_texts, html_table, plain, shown
+from .render import STYLE, active_parts, hostile_texts, html_table, note, plain, shown
 from .views import MATRIX_STYLE, VIEW_STYLE, search_html
 
 # %% ../nbs/30_dashboard.ipynb #c008
@@ -41,7 +41,7 @@ def _overview_html(run: Run, indexes: dict[str, Index]) -> str:
     "Figures, the closing table, the change from M1, drift."
     figures = "".join(figure_svg(f, title) for title, f in overview_figures(run, indexes).items())
     gains = [g for arm in run.recipe.arms if (g := gain(run, arm))]
-    warning = f'<div class="psr-note">{html.escape(w)}</div>' if (w := drift_warning(run)) else ""
+    warning = note(w) if (w := drift_warning(run)) else ""
     change = "<p>Change from M1, paired over the same problems, with its 95 % bootstrap interval:</p>" + html_table(pd.DataFrame(gains)) if gains else ""
     return f'{warning}<div class="figures">{figures}</div><pre>{html.escape(plain(closing_table(run)))}</pre>{change}'
 
@@ -55,9 +55,7 @@ def _searches_html(index: Index, sample: int, room: int, seed: int = 0) -> str:
         if used + len(page.encode()) > room: continue
         out.append(page); used += len(page.encode())
     how = "All" if len(out) == len(rows) else f"{len(out)}, drawn by lot, of"
-    return f"<p>{how} {len(rows)} recorded searches.</p>{''.join(map(_note, index.notes[:5]))}{''.join(out)}"
-
-def _note(text: str) -> str: return f'<div class="psr-note">{html.escape(plain(text, 2000))}</div>'
+    return f"<p>{how} {len(rows)} recorded searches.</p>{''.join(map(note, index.notes[:5]))}{''.join(out)}"
 
 def _compared_html(run: Run, each: int = 3, room: int = 1_000_000) -> str:
     "Which problems were gained and lost from the first model to the last, with examples side by side."
@@ -89,7 +87,7 @@ def report_html(run: Run | str | Path, sample: int = 20, most: int = 9_000_000) 
     head = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
             f"<title>{html.escape(plain(r.name, 200))}</title><style>{STYLE}{MATRIX_STYLE}{VIEW_STYLE}{_PAGE}</style></head>")
     body = "".join(_section(t, b) for t, b in parts.items())
-    return f'{head}<body class="psr-page"><h1>{shown(r.name, 200)}</h1><p>{shown(r.about)}</p>{"".join(map(_note, seen.notes))}<nav>{links}</nav>{body}</body></html>'
+    return f'{head}<body class="psr-page"><h1>{shown(r.name, 200)}</h1><p>{shown(r.about)}</p>{"".join(map(note, seen.notes))}<nav>{links}</nav>{body}</body></html>'
 
 # %% ../nbs/30_dashboard.ipynb #c024
 def report_json(run: Run | str | Path) -> dict:

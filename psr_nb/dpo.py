@@ -32,11 +32,14 @@ class DPOSettings(TrainSettings):
     tree_tokens: int = 2048      # of one forward pass with packing "tree"; a larger tree is split into runs of its pairs
 
 # %% ../nbs/12_dpo.ipynb #c007
-def pair_batches(pairs: list[StepPair], batch_size: int, seed: int) -> list[list[StepPair]]:
-    "Optimizer steps: trajectories in random order, whole, until there are at least `batch_size` pairs."
+def _by_trajectory(pairs: list[StepPair]) -> list[list[StepPair]]:
     groups = {}
     for p in pairs: groups.setdefault(p.trajectory_id, []).append(p)
-    order = list(groups.values())
+    return list(groups.values())
+
+def pair_batches(pairs: list[StepPair], batch_size: int, seed: int) -> list[list[StepPair]]:
+    "Optimizer steps: trajectories in random order, whole, until there are at least `batch_size` pairs."
+    order = _by_trajectory(pairs)
     random.Random(seed).shuffle(order)
     out = [[]]
     for group in order:
@@ -47,9 +50,8 @@ def pair_batches(pairs: list[StepPair], batch_size: int, seed: int) -> list[list
 # %% ../nbs/12_dpo.ipynb #c010
 def tree_parts(pairs: list[StepPair], most: int) -> list[list[list[StepPair]]]:
     "Micro-batches of trajectories whose trees have at most `most` tokens together; a larger one is split into runs of consecutive pairs."
-    groups, runs = {}, []
-    for p in pairs: groups.setdefault(p.trajectory_id, []).append(p)
-    for group in groups.values():
+    runs = []
+    for group in _by_trajectory(pairs):
         run = []
         for p in group:
             if run and len(tree_of([run + [p]]).ids) > most: runs.append(run); run = []
@@ -91,7 +93,13 @@ def _trainer_class():
     from trl import DPOTrainer
     class StepDPOTrainer(DPOTrainer):
         "TRL's DPOTrainer on rows that are whole optimizer steps of pre-tokenised pairs."
-        share, names, nll_weight = 1.0, (), 0.0
+        share, names, nll_weight, trees = 1.0, (), 0.0, False
+
+        def log(self, logs, start_time=None):
+            "A tree's rows have no metrics that need the whole vocabulary: what isn't known isn't logged as 0."
+            super().log(logs, start_time)
+            unknown = ("entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy")
+            if self.trees and self.state.log_history: self.state.log_history[-1] = {k: v for k, v in self.state.log_history[-1].items() if k not in unknown}
 
         def _prepare_dataset(self, dataset, *args, **kwargs): return dataset   # the ids are final
 
@@ -180,7 +188,7 @@ def step_dpo_trainer(model: str, pairs: list[StepPair], out: Path, s: DPOSetting
     trainer = _trainer_class()(net, ref, args, data_collator=lambda steps: steps, train_dataset=Dataset.from_list(rows),
                                processing_class=tokenizer, peft_config=lora(s))
     s = _with_trees(trainer, kept, s)
-    trainer.nll_weight = s.nll_weight
+    trainer.nll_weight, trainer.trees = s.nll_weight, s.packing == "tree"
     trainer.data_collator = functools.partial(_collate, pad=tokenizer.pad_token_id or 0, s=s, rank=trainer.args.process_index, world=trainer.args.world_size)
     if s.precompute_reference:
         trainer.train_dataset = Dataset.from_list(trainer.precompute(rows))
@@ -195,9 +203,7 @@ def _with_trees(trainer, pairs: list[StepPair], s: DPOSettings) -> DPOSettings:
     base = base.get_base_model() if hasattr(base, "get_base_model") else base
     for model in (base, trainer.ref_model):
         if model is not None: learn_trees(model)
-    groups = {}
-    for p in pairs: groups.setdefault(p.trajectory_id, []).append(p)
-    longest = max(groups.values(), key=lambda g: max(len(p.prompt_ids) + len(p.chosen_ids) for p in g))
+    longest = max(_by_trajectory(pairs), key=lambda g: max(len(p.prompt_ids) + len(p.chosen_ids) for p in g))
     if fits_trees(base, longest[-3:]): return s
     warnings.warn(f"{type(base).__name__} can't be given trees: no mask makes its log-probabilities those of single pairs. Training goes on with packing 'pairs'")
     return replace(s, packing="pairs")

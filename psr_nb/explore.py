@@ -50,12 +50,10 @@ def _torn(path: Path) -> bool:
 def model_rows(run: Run) -> pd.DataFrame:
     "One row an arm and model: problems searched to make it, problems it solved, whether its figures are there."
     rows = []
-    for arm in run.recipe.arms:
-        for n in range(1 if arm == run.recipe.arms[0] else 2, run.last + 1):
-            f = run.folder(arm, n)
-            rows.append({"arm": arm, "n": n, "folder": str(f.relative_to(run.path)), "searched": lines(f/"trajectories.jsonl"),
-                         "questions": run.recipe.questions[n - 2] if n > 1 else 0, "solved": lines(f/"evaluation.jsonl"),
-                         "figures": (f/"metrics.json").is_file(), "torn": any(map(_torn, f.glob("*.jsonl")))})
+    for arm, n, f in run.models:
+        rows.append({"arm": arm, "n": n, "folder": str(f.relative_to(run.path)), "searched": lines(f/"trajectories.jsonl"),
+                     "questions": run.recipe.questions[n - 2] if n > 1 else 0, "solved": lines(f/"evaluation.jsonl"),
+                     "figures": (f/"metrics.json").is_file(), "torn": any(map(_torn, f.glob("*.jsonl")))})
     return pd.DataFrame(rows)
 
 # %% ../nbs/22_explore.ipynb #c011

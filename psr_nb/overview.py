@@ -25,9 +25,7 @@ _SHOWN = ["accuracy", "accuracy_low", "accuracy_high", "n", "unread", "judge_acc
           "judge_position_bias_high", "judge_abstained", "steps_per_solution", "tokens_per_step", "pairs"]
 
 def _models(run: Run) -> list[tuple[str, int, Path]]:
-    main = run.recipe.arms[0]
-    places = [(arm, n, run.folder(arm, n)) for arm in run.recipe.arms for n in range(1 if arm == main else 2, run.last + 1)]
-    return [(arm, n, f) for arm, n, f in places if (f/"metrics.json").exists()]
+    return [(arm, n, f) for arm, n, f in run.models if (f/"metrics.json").exists()]
 
 def load_metrics(run: Run | str | Path) -> pd.DataFrame:
     "One row a model and arm (every arm starts from the same M1), with the figures of `metrics.json` and counts of the search that made it."
@@ -115,10 +113,8 @@ def margin_figure(indexes: dict[str, Index]) -> go.Figure:
 def phase_table(run: Run | str | Path) -> pd.DataFrame:
     "One row an arm, model and phase: wall-clock seconds, requests and tokens."
     run, rows = run if isinstance(run, Run) else open_run(run), []
-    for arm in run.recipe.arms:
-        for n in range(1 if arm == run.recipe.arms[0] else 2, run.last + 1):
-            path = run.folder(arm, n)/"phases.jsonl"
-            if path.is_file(): rows += [{"arm": arm, "model": f"M{n}", **row} for _, row in iter_jsonl(path)]
+    for arm, n, f in run.models:
+        if (path := f/"phases.jsonl").is_file(): rows += [{"arm": arm, "model": f"M{n}", **row} for _, row in iter_jsonl(path)]
     if not rows: return pd.DataFrame(columns=["arm", "model", "phase", "seconds"])
     out = pd.DataFrame(rows).groupby(["arm", "model", "phase"], sort=False).sum(min_count=1).reset_index()
     return out[[c for c in ("arm", "model", "phase", "seconds", "requests", "prompt_tokens", "output_tokens") if c in out]]

@@ -79,7 +79,9 @@ def nearest(word: str, known) -> str:
     close = difflib.get_close_matches(str(word), list(known), 1, 0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; there is {', '.join(known)}"
 
-_CHOICES = {"start": ["M0", "M1"], "dpo.packing": ["tree", "pairs"], "dpo.loss": ["sigmoid", "ipo", "robust", "sigmoid_norm"], "dpo.reference": ["start", "M1"], "dpo.attention": ["sdpa", "eager", "flex_attention"], "data.contamination": ["refuse", "drop", "keep"], "evaluate.mode": ["greedy", "sample", "search"], "arms": ["judge", "random", "frequency"], "judge.orders": ["both", "single"],
+_CHOICES = {"start": ["M0", "M1"], "dpo.packing": ["tree", "pairs"], "dpo.loss": ["sigmoid", "ipo", "robust", "sigmoid_norm"],
+            "dpo.reference": ["start", "M1"], "dpo.attention": ["sdpa", "eager", "flex_attention"],
+            "data.contamination": ["refuse", "drop", "keep"], "evaluate.mode": ["greedy", "sample", "search"], "arms": ["judge", "random", "frequency"], "judge.orders": ["both", "single"],
             "search.on_tie": ["rollback", "skip"], "search.tie_break": ["frequency", "first"]}
 _AT_LEAST = {"search.w": 2, "search.max_steps": 1, "search.max_step_tokens": 1, "search.max_rollbacks": 0, "search.temperature": 0,
              "judge.temperature": 0, "judge.max_tokens": 1, "evaluate.max_tokens": 1, "evaluate.samples": 1, "evaluate.temperature": 0, "parallel": 1, "questions": 1,
@@ -168,6 +170,11 @@ class Run:
     def last(self) -> int:
         "Number of the last model."
         return 1 + len(self.recipe.questions)
+
+    @property
+    def models(self) -> list[tuple[str, int, Path]]:
+        "(arm, n, folder) of every model; M1 is the first arm's."
+        return [(arm, n, self.folder(arm, n)) for arm in self.recipe.arms for n in range(1 if arm == self.recipe.arms[0] else 2, self.last + 1)]
 
     def folder(self, arm: str, n: int) -> Path:
         "Folder of model `n` of an arm; M1 is common to all."
