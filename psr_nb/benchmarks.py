@@ -164,12 +164,12 @@ def load_benchmark(spec: str,                 # a name (from the hub), NAME=PATH
     if known and limit is None and len(out) != expected: warnings.warn(f"{spec}: {len(out)} problems, where {name} has {expected}; is it the right file and split?")
     return out
 
-# %% ../nbs/16_benchmarks.ipynb #c036
+# %% ../nbs/16_benchmarks.ipynb #c040
 def bad_golds(problems: list[Problem]) -> list[str]:
     "One line `file:row: what is wrong` for each problem whose gold answer can't be graded."
     return [f"{p.meta.get('where', p.id)}: the gold answer is {why} (problem {p.id})" for p in problems if (why := gold_problem(p.answer))]
 
-# %% ../nbs/16_benchmarks.ipynb #c046
+# %% ../nbs/16_benchmarks.ipynb #c050
 def _grams(question: str, n: int) -> list[str]:
     "Runs of n words of a question, in lower case, without punctuation and the program text of drawings."
     text = re.sub(r"\[asy\].*?\[/asy\]", " ", question.casefold(), flags=re.S)
@@ -184,7 +184,7 @@ def _index(test: list[Problem], n: int) -> dict[str, list[int]]:
         for gram in set(_grams(p.question, n)): index.setdefault(gram, []).append(i)
     return index
 
-# %% ../nbs/16_benchmarks.ipynb #c049
+# %% ../nbs/16_benchmarks.ipynb #c053
 def common_grams(test: list[Problem],
                  n: int = 13,      # words in a run
                  most: int = 10    # test questions a run may be in
@@ -200,7 +200,7 @@ class Overlap:
     kind: str                    # "same question", or "13-gram"
     text: str                    # the words they share; of several runs the first in the training question
 
-# %% ../nbs/16_benchmarks.ipynb #c050
+# %% ../nbs/16_benchmarks.ipynb #c054
 def overlaps(train: list[Problem], test: list[Problem],
              n: int = 13,      # words in a run
              most: int = 10    # a run in more test questions than this is boilerplate

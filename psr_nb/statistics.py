@@ -16,7 +16,8 @@ from .records import InputError
 
 # %% ../nbs/15_statistics.ipynb #c005
 def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    "The 95 % Wilson score interval of hits/n; (0, 1) for n = 0."
+    "The 95 % Wilson score interval (Wilson 1927) of hits/n; (0, 1) for n = 0. InputError unless 0 <= hits <= n."
+    if not 0 <= hits <= n: raise InputError(f"wilson: {hits} of {n}; the hits must lie between 0 and n")
     if n == 0: return 0.0, 1.0
     p, half = hits / n, z * ((hits / n * (1 - hits / n) + z * z / (4 * n)) / n) ** .5
     scale = 1 + z * z / n
@@ -80,6 +81,9 @@ def compare(a: dict[str, float | bool],       # problem id -> score of one model
     x, y = (_finite(f"compare, {name}", [d[i] for i in ids], ids) for name, d in (("a", a), ("b", b)))
     difference, low, high = bootstrap_difference(x, y, draws, seed, level)
     binary = np.isin([x, y], (0, 1)).all()
+    if binary and low == high:   # no problem tells the models apart, and the bootstrap is sure of what doesn't vary: Wilson says how rare that can be
+        rare = wilson(0, len(ids))[1]
+        low, high = max(-1.0, difference - rare), min(1.0, difference + rare)
     test = mcnemar(x.tolist(), y.tolist()) if binary else dict.fromkeys(("both", "only_a", "only_b", "neither", "p"))
     return {"n": len(ids), "left_out_a": len(a) - len(ids), "left_out_b": len(b) - len(ids), "accuracy_a": float(x.mean()),
             "accuracy_b": float(y.mean()), "difference": difference, "difference_low": low, "difference_high": high} | test
