@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EvalSettings', 'EvalRow', 'solve', 'solve_by_search', 'evaluate', 'accuracy', 'cost_figure', 'fingerprint',
-           'same_settings', 'model_path', 'evaluate_models', 'compare_models', 'JudgeRow', 'evaluate_judge',
-           'judge_accuracy', 'load_judge_test']
+           'same_settings', 'progress_bar', 'model_path', 'evaluate_models', 'compare_models', 'JudgeRow',
+           'evaluate_judge', 'judge_accuracy', 'prm800k_steps', 'load_judge_test']
 
 # %% ../nbs/17_evaluate.ipynb #c002
 import hashlib, json, random, re
@@ -35,6 +35,10 @@ class EvalSettings:
     top_p: float = 0.95
     seed: int = 0
 
+    def __post_init__(self):
+        if self.mode not in ("greedy", "sample", "search"): raise InputError(f"mode: {self.mode!r} is neither 'greedy' nor 'sample' nor 'search'")
+        if self.samples < 1 or self.max_tokens < 1: raise InputError(f"samples={self.samples}, max_tokens={self.max_tokens}: both are at least 1")
+
 @dataclass
 class EvalRow:
     "One problem solved. Of several samples the majority answers."
@@ -50,6 +54,7 @@ class EvalRow:
     steps: int                   # of the solution, or of all samples together
     answers: list[str | None] = field(default_factory=list)   # of each sample
     equals: list[bool] = field(default_factory=list)          # of each sample
+    kept: int | None = None      # of a search: tokens of the solution it kept
 
 # %% ../nbs/17_evaluate.ipynb #c006
 def _gold(p: Problem) -> str:
@@ -69,8 +74,10 @@ def solve(p: Problem, tokenizer, domain: Domain, s: EvalSettings, benchmark: str
     "Generator (for `drive`) that solves one problem, greedily or k times, and returns its EvalRow."
     prompt = prompt_ids(tokenizer, domain.ask(p.question)) + label_ids(tokenizer, 1)
     shown = tokenizer.decode(prompt)
-    if len(prompt) >= context: return EvalRow(p.id, benchmark, shown, [], None, p.answer, False, "prompt too long", 0, 1)
     k = s.samples if s.mode == "sample" else 1
+    if len(prompt) >= context:
+        none = dict(answers=[None] * k, equals=[False] * k) if k > 1 else {}   # as many samples as the others, all of them wrong
+        return EvalRow(p.id, benchmark, shown, [], None, p.answer, False, "prompt too long", 0, k, **none)
     drawn = dict(temperature=s.temperature, top_p=s.top_p, seed=seed_of(s.seed, p.id, "solve")) if s.mode == "sample" else {}
     [cs] = yield [Request(prompt, Sampling(n=k, max_tokens=s.max_tokens, **drawn))]
     answers = [domain.read(c.text) for c in cs]
@@ -88,9 +95,22 @@ def solve_by_search(p: Problem, tokenizer, domain: Domain, s: EvalSettings, benc
     equal, how = _equal(domain, p, t.answer)
     text = "".join(tokenizer.decode(x.label_ids) + x.candidates[x.chosen].text for x in t.path)
     return EvalRow(p.id, benchmark, tokenizer.decode(t.prompt_ids), [text], t.answer, p.answer, equal,
-                   how if t.ended == "answered" else t.ended, t.output_tokens, max(1, len(t.path)))
+                   how if t.ended == "answered" else t.ended, t.output_tokens, max(1, len(t.path)),
+                   kept=sum(len(x.label_ids) + len(x.candidates[x.chosen].ids) for x in t.path))
 
 # %% ../nbs/17_evaluate.ipynb #c011
+def _refuse_bad_golds(problems: list[Problem], allowed: bool):
+    "InputError that names problems whose gold answer can't be graded, unless that's allowed."
+    if (bad := bad_golds(problems)) and not allowed:
+        raise InputError("; ".join(bad[:5]) + (f"; and {len(bad) - 5} more" if len(bad) > 5 else "") + ". Correct them, or allow them (--allow-bad-gold): they count as wrong")
+
+def _unique(what: str, names: list[str]):
+    "InputError if a name is there twice: rows are kept by it."
+    seen = set()
+    for name in names:
+        if name in seen: raise InputError(f"{what} {name!r} is there twice; give each a name of its own")
+        seen.add(name)
+
 def evaluate(engine: Engine, problems: list[Problem], domain: Domain, path: str | Path, s: EvalSettings = EvalSettings(),
              benchmark: str = "test", progress: Callable[[str, int, int], None] = lambda *_: None,
              search_settings: SearchSettings = SearchSettings(on_tie="skip"), judge_settings: JudgeSettings = JudgeSettings(),
@@ -98,8 +118,8 @@ def evaluate(engine: Engine, problems: list[Problem], domain: Domain, path: str 
              on_row: Callable[[EvalRow], None] = lambda row: None  # called for every row, those found in the file first
             ) -> list[EvalRow]:
     "Solve the problems, one row each in the JSONL file `path`, continuing it if it exists. InputError for a problem without an answer to compare with."
-    if (bad := bad_golds(problems)) and not allow_bad_gold:
-        raise InputError("; ".join(bad[:5]) + (f"; and {len(bad) - 5} more" if len(bad) > 5 else "") + ". Correct them, or allow them: they count as wrong")
+    _refuse_bad_golds(problems, allow_bad_gold)
+    _unique("the id", [p.id for p in problems])
     problems = [replace(p, answer=p.answer or "") for p in problems]
     rows = {r.id: r for r in read_jsonl(path, EvalRow)} if Path(path).exists() else {}
     for p in problems:
@@ -115,20 +135,28 @@ def evaluate(engine: Engine, problems: list[Problem], domain: Domain, path: str 
     return [rows[p.id] for p in problems]
 
 # %% ../nbs/17_evaluate.ipynb #c012
+def _interval(name: str, scores: list[float]) -> dict:
+    "Mean of scores between 0 and 1 with its interval: Wilson's where all are 0 or 1, else the bootstrap's, which is sure of whatever doesn't vary."
+    if set(scores) <= {0, 1}: return share(name, int(sum(scores)), len(scores))
+    return dict(zip((name, f"{name}_low", f"{name}_high"), mean_interval(scores)))
+
 def accuracy(rows: list[EvalRow]) -> dict:
-    "Accuracy with its interval, what could not be read, tokens spent, and the length of the solutions (tokens include labels)."
+    """Accuracy with its interval, what could not be read, tokens spent, and the length of the solutions. InputError without rows.
+
+    `tokens_per_problem` is all that was sampled, `tokens_per_step` the length of a solution's steps, labels included."""
+    if not rows: raise InputError("accuracy: there are no rows")
     out = share("accuracy", sum(r.equal for r in rows), len(rows)) | {"n": len(rows), "unread": sum(r.answer is None for r in rows),
           "not_graded": sum(r.note.startswith(("timeout", "too ", "error", "gold answer")) for r in rows),
           "tokens_per_problem": mean(r.tokens for r in rows), "steps_per_solution": mean(r.steps / max(1, len(r.answers)) for r in rows),
-          "tokens_per_step": sum(r.tokens for r in rows) / sum(r.steps for r in rows)}
+          "tokens_per_step": sum(r.tokens if r.kept is None else r.kept for r in rows) / sum(r.steps for r in rows)}
     k = min(len(r.equals) for r in rows)
     if k: out |= {"k": k, "unread_samples": sum(a is None for r in rows for a in r.answers)}
     for name, score in ([("avg@k", lambda r: mean(r.equals))] + [(f"pass@{n}", lambda r, n=n: pass_at_k(len(r.equals), sum(r.equals), n))
                         for n in (1 << i for i in range(1, k.bit_length())) if n <= k] if k else []):
-        out |= dict(zip((name, f"{name}_low", f"{name}_high"), mean_interval([score(r) for r in rows])))
+        out |= _interval(name, [score(r) for r in rows])
     return out
 
-# %% ../nbs/17_evaluate.ipynb #c018
+# %% ../nbs/17_evaluate.ipynb #c021
 def cost_figure(results: dict[str, dict]) -> go.Figure:
     "Accuracy in per cent against tokens for a problem (logarithmic): one point, with its interval, for each way or model in `results`."
     fig = go.Figure(layout=dict(template="plotly_white", width=640, height=360, margin=dict(t=30), showlegend=False,
@@ -139,11 +167,11 @@ def cost_figure(results: dict[str, dict]) -> go.Figure:
                         error_y=dict(array=[high - y], arrayminus=[y - low]), hovertemplate="%{text}: %{y:.1f} %, %{x:.0f} tokens")
     return fig
 
-# %% ../nbs/17_evaluate.ipynb #c026
+# %% ../nbs/17_evaluate.ipynb #c030
 def fingerprint(model: str, tokenizer) -> dict:
     "What a model is: its name, its weights (name, size and first and last bytes of each file) and its chat template, as short hashes."
     short = lambda data: hashlib.blake2b(data, digest_size=6).hexdigest()
-    files, out = sorted(Path(model).glob("*.safetensors")) if Path(model).is_dir() else [], hashlib.blake2b(digest_size=6)
+    files, out = sorted(Path(model).glob("*.safetensors")) or sorted(Path(model).glob("*.bin")), hashlib.blake2b(digest_size=6)
     for f in files:
         with open(f, "rb") as opened:
             start = opened.read(1 << 20)
@@ -155,30 +183,37 @@ def fingerprint(model: str, tokenizer) -> dict:
 def same_settings(folder: str | Path, kept: dict) -> None:
     "Remember in `folder` what its rows are made with. InputError, naming the differences, if they were made with something else."
     path, flat = Path(folder)/"settings.json", lambda d: pd.json_normalize(d).iloc[0].map(str).to_dict()
+    kept = json.loads(json.dumps(kept))   # as it is read again: a tuple comes back as a list
     before = json.loads(path.read_text()) if path.exists() else kept
     x, y = flat(before), flat(kept)
     if diff := [f"{k}: {x.get(k)} there, {y.get(k)} here" for k in {**x, **y} if x.get(k) != y.get(k)]:
         raise InputError(f"{folder} holds rows of another evaluation ({'; '.join(diff[:5])}); give this one another folder")
     write_whole(path, json.dumps(kept, indent=1))
 
-# %% ../nbs/17_evaluate.ipynb #c029
-def _with_bar(title: str, total: int):
-    "(progress, on_row) that show problems per second and the accuracy so far, on a terminal and in a notebook."
+# %% ../nbs/17_evaluate.ipynb #c033
+def progress_bar(unit: str) -> Callable[..., None]:
+    "A progress function with a tqdm bar for each thing it is told of, made when it first hears of it: what was done before isn't this run's speed."
     from tqdm.auto import tqdm
-    bar, right, seen = tqdm(total=total, desc=title, disable=None, unit="problem"), [], [0]
-    def on_row(row): right.append(row.equal); bar.set_postfix_str(f"accuracy {mean(right):.3f}", refresh=False)
-    def progress(what, done, total):
-        if not seen[0]: bar.reset(total); bar.initial = bar.n = done - 1   # found in the file: not this run's speed
-        seen[0] = done
+    bars = {}
+    def progress(what: str, done: int, total: int | None, note: str = ""):
+        if what not in bars: bars[what] = tqdm(desc=what, total=total, initial=done - 1, disable=None, unit=f" {unit}")
+        bar = bars[what]
+        if note: bar.set_postfix_str(note, refresh=False)
         bar.update(done - bar.n)
         if done == total: bar.close()
-    return progress, on_row
+    return progress
+
+def _with_accuracy(title: str):
+    "(progress, on_row) for `evaluate` that show problems per second and the accuracy so far."
+    bar, seen, right = progress_bar("problem"), [], []
+    def on_row(row): seen.append(row); right.extend([row] * row.equal)
+    return lambda what, done, total: bar(title, done, total, f"accuracy {len(right) / len(seen):.3f}"), on_row
 
 def model_path(name: str) -> str:
     "Folder or hub id of a model as given: `packaged:NAME` is one that ships with psr_nb."
     return str(packaged(name.removeprefix("packaged:"))) if name.startswith("packaged:") else name
 
-# %% ../nbs/17_evaluate.ipynb #c030
+# %% ../nbs/17_evaluate.ipynb #c035
 def evaluate_models(models: dict[str, str],           # name -> folder, hub id or packaged:NAME
                     benchmarks: list[str],            # as `load_benchmark` takes them
                     out: str | Path,                  # folder for the rows and tables, continued if it exists
@@ -186,16 +221,16 @@ def evaluate_models(models: dict[str, str],           # name -> folder, hub id o
                     search_settings: SearchSettings = SearchSettings(on_tie="skip"), judge_settings: JudgeSettings = JudgeSettings(),
                     allow_bad_gold: bool = False) -> dict[str, dict[str, dict]]:
     "results[model][benchmark] as `accuracy` gives them. Rows are in OUT/MODEL/BENCHMARK.jsonl, the table in OUT/table.{md,csv,tex}."
+    _unique("the benchmark", [benchmark_name(b) for b in benchmarks])
     sets, out, results = {benchmark_name(b): load_benchmark(b, limit) for b in benchmarks}, Path(out), {}
-    bad = [line for problems in sets.values() for line in bad_golds(problems)]
-    if bad and not allow_bad_gold: raise InputError("; ".join(bad[:5]) + f" ({len(bad)} in all). Correct them, or allow them (--allow-bad-gold): they count as wrong")
+    _refuse_bad_golds([p for problems in sets.values() for p in problems], allow_bad_gold)
     ways = {"search": asdict(search_settings), "judge": asdict(judge_settings)} if s.mode == "search" else {}
     for name, model in models.items():
         engine = TransformersEngine(path := model_path(model), dtype=dtype)
         same_settings(out/name, fingerprint(path, engine.tokenizer) | {"domain": domain.name, "asks": domain.ask("?"), "dtype": dtype, "settings": asdict(s)} | ways)
         results[name] = {}
         for bench, problems in sets.items():
-            progress, on_row = _with_bar(f"{name}, {bench}", len(problems))
+            progress, on_row = _with_accuracy(f"{name}, {bench}")
             rows = evaluate(engine, problems, domain, out/name/f"{bench}.jsonl", s, bench, progress, search_settings, judge_settings, allow_bad_gold, on_row)
             results[name][bench] = accuracy(rows)
         engine.close()
@@ -204,16 +239,16 @@ def evaluate_models(models: dict[str, str],           # name -> folder, hub id o
         write_whole(out/file, text)
     return results
 
-# %% ../nbs/17_evaluate.ipynb #c033
+# %% ../nbs/17_evaluate.ipynb #c038
 def compare_models(out: str | Path, a: str, b: str) -> pd.DataFrame:
     "For each benchmark that both models of an `evaluate_models` folder solved: the difference b - a with its interval, and McNemar's test. InputError where there's none."
-    scores = lambda f: {r.id: r.equal for r in read_jsonl(f, EvalRow)}
+    scores = lambda f: {(r.id, r.gold): r.equal for r in read_jsonl(f, EvalRow)}   # another gold answer is another problem
     files = [(f, Path(out)/b/f.name) for f in sorted((Path(out)/a).glob("*.jsonl"))]
     rows = {f.stem: compare(scores(f), scores(g)) for f, g in files if g.exists()}
     if not rows: raise InputError(f"{out}: no benchmark that both {a} and {b} solved")
     return pd.DataFrame(rows.values(), pd.Index(rows, name="benchmark"))
 
-# %% ../nbs/17_evaluate.ipynb #c038
+# %% ../nbs/17_evaluate.ipynb #c044
 @dataclass
 class JudgeRow:
     "One held-out pair judged in one order."
@@ -228,21 +263,28 @@ def _unique_pairs(rows: list[EFTRow]) -> list[EFTRow]:
     for r in rows: seen.setdefault((r.question, *r.steps, *sorted((r.a, r.b))), r)
     return list(seen.values())
 
-def _judge_pair(r: EFTRow, swap: bool, tokenizer, domain: Domain, s: JudgeSettings, context: int):
+def _gold_in(r: EFTRow, order: str) -> str:
+    "The right verdict when the pair is shown in this order."
+    return r.verdict if order == "ab" else {"A": "B", "B": "A"}[r.verdict]
+
+def _judge_pair(r: EFTRow, order: str, tokenizer, domain: Domain, s: JudgeSettings, context: int):
     "Generator (for `drive`) that judges one pair in one order and returns its JudgeRow."
-    asked = [(1, 0) if swap else (0, 1)]
-    gold = r.verdict if not swap else "B" if r.verdict == "A" else "A"
+    asked = [(0, 1) if order == "ab" else (1, 0)]
     requests = judge_requests(tokenizer, domain, r.question, r.steps, [r.a, r.b], asked, s, lambda a, b: seed_of(r.id, a, b))
     text = (yield requests)[0][0].text if len(requests[0].prompt_ids) < context else ""
-    return JudgeRow(r.id, "ba" if swap else "ab", gold, read_verdict(text), text)
+    return JudgeRow(r.id, order, _gold_in(r, order), read_verdict(text), text)
 
-# %% ../nbs/17_evaluate.ipynb #c039
+# %% ../nbs/17_evaluate.ipynb #c045
 def evaluate_judge(engine: Engine, rows: list[EFTRow], domain: Domain, path: str | Path, s: JudgeSettings = JudgeSettings(),
                    progress: Callable[[str, int, int], None] = lambda *_: None) -> list[JudgeRow]:
-    "Judge every pair in both orders, one row each in the JSONL file `path`, continuing it if it exists."
+    "Judge every pair in both orders, one row each in the JSONL file `path`, continuing it if it exists. InputError for an id of two pairs, or rows of other pairs."
     done = {(r.id, r.order): r for r in read_jsonl(path, JudgeRow)} if Path(path).exists() else {}
     context, pairs = getattr(engine, "context", 1 << 30), _unique_pairs(rows)
-    todo = [((r.id, o), _judge_pair(r, o == "ba", engine.tokenizer, domain, s, context))
+    _unique("the id", [r.id for r in pairs])
+    for r in pairs:
+        for o in ("ab", "ba"):
+            if (r.id, o) in done and done[r.id, o].gold != _gold_in(r, o): raise InputError(f"{path}: the row of {r.id} is of another pair; give this judge test another folder")
+    todo = [((r.id, o), _judge_pair(r, o, engine.tokenizer, domain, s, context))
             for r in pairs for o in ("ab", "ba") if (r.id, o) not in done]
     for key, row in drive(engine, todo):
         append_jsonl(path, [row]); done[key] = row
@@ -264,44 +306,65 @@ def judge_accuracy(rows: list[JudgeRow]) -> dict:
     return (out | share("judge_swap_consistency", c["consistent"], c["both_orders"]) | halved("judge_abstention", c["abstained"], len(rows))
             | halved("judge_position_bias", c["said_a"], c["comparisons"] - c["abstained"]))
 
-# %% ../nbs/17_evaluate.ipynb #c043
-def _prm800k_pairs(where: str, row: dict, rng) -> list[EFTRow]:
-    "For each step of a PRM800K record with a good (1) and a bad (-1) candidate: one pair."
-    steps, out = [], []
-    for k, step in enumerate(row["label"]["steps"]):
-        rated = {r: [c["text"] for c in step["completions"] or () if c["rating"] == r] for r in (1, -1)}
-        if rated[1] and rated[-1]: out.append(EFTRow(f"{where}/{k + 1}", row["question"]["problem"], list(steps), rated[1][0], rated[-1][0], "A", "", "PRM800K"))
-        chosen = step["completions"][step["chosen_completion"]] if step["chosen_completion"] is not None else step["human_completion"]
-        if not chosen: break
-        steps.append(chosen["text"])
-    return out
+# %% ../nbs/17_evaluate.ipynb #c049
+def prm800k_steps(row: dict, where: str) -> tuple[str, list[tuple[list[str], list[tuple[str, int | None]]]]]:
+    """(problem, [(steps chosen before, [(candidate, rating)])] for each step) of a PRM800K record (Lightman et al. 2023, arXiv 2305.20050).
 
-def _processbench_pairs(rows: list[dict], rng) -> list[EFTRow]:
-    "Pairs from solutions with `label` the index of the first wrong step (-1: none)."
+    A rating is 1 good, 0 neutral, -1 bad, or None. InputError names a row that is no such record."""
+    steps, out = [], []
+    try:
+        for step in row["label"]["steps"]:
+            candidates = step["completions"] or []
+            out.append((list(steps), [(c["text"], c["rating"]) for c in candidates if c["text"].strip()]))
+            chosen = candidates[step["chosen_completion"]] if step["chosen_completion"] is not None else step["human_completion"]
+            if not chosen: break
+            steps.append(chosen["text"])
+        return row["question"]["problem"], out
+    except (AttributeError, IndexError, KeyError, TypeError) as e: raise InputError(f"{where}: not a record of PRM800K ({type(e).__name__}: {e})") from e
+
+def _prm800k_pairs(where: str, row: dict) -> list[EFTRow]:
+    "For each step of a PRM800K record with a good (1) and a bad (-1) candidate: one pair, of the first of each."
+    question, spots = prm800k_steps(row, where)
+    first = lambda rated, wanted: next((text for text, rating in rated if rating == wanted), None)
+    pairs = [(k, steps, first(rated, 1), first(rated, -1)) for k, (steps, rated) in enumerate(spots, 1)]
+    return [EFTRow(f"{Path(where).name}/{k}", question, steps, good, bad, "A", "", "PRM800K") for k, steps, good, bad in pairs if good and bad]
+
+# %% ../nbs/17_evaluate.ipynb #c050
+def _check_processbench(where: str, r: dict):
+    "InputError for a row that isn't ProcessBench's."
+    steps = r["steps"] if isinstance(r["steps"], list) and all(isinstance(s, str) for s in r["steps"]) else []
+    if not steps or type(r["label"]) is not int or not -1 <= r["label"] < len(steps):
+        raise InputError(f"{where}: 'steps' should be a list of texts, and 'label' the index of the first wrong one or -1, not {json.dumps(r['label'], default=str)[:40]}")
+
+def _processbench_pairs(rows: list[dict], rng) -> list[list[EFTRow]]:
+    "One pair or none for each solution, with `label` the index of its first wrong step (-1: none; ProcessBench, arXiv 2412.06559)."
     by_problem, out = {}, []
     for r in rows: by_problem.setdefault(r["problem"], []).append(r)
     for r in rows:
         e, steps = r["label"], r["steps"]
-        twins = [t for t in by_problem[r["problem"]] if e >= 0 and len(t["steps"]) > e and t["steps"][:e] == steps[:e] and not 0 <= t["label"] <= e]
+        better = [t["steps"][e] for t in by_problem[r["problem"]] if e >= 0 and len(t["steps"]) > e and t["steps"][:e] == steps[:e]
+                  and not 0 <= t["label"] <= e and t["steps"][e] != steps[e]]
         right = [k for k in range(len(steps) if e < 0 else e) if corrupted(steps[k], rng)]
-        if twins: out.append(EFTRow(f"{r['id']}/{e + 1}", r["problem"], steps[:e], twins[0]["steps"][e], steps[e], "A", "", "ProcessBench, another solution"))
-        elif right:
-            k = rng.choice(right)
-            out.append(EFTRow(f"{r['id']}/{k + 1}", r["problem"], steps[:k], steps[k], corrupted(steps[k], rng)[0], "A", "", "ProcessBench, one number changed"))
+        made = lambda k, a, b, how: [EFTRow(f"{r['id']}/{k + 1}", r["problem"], steps[:k], a, b, "A", "", f"ProcessBench, {how}")]
+        if better: out.append(made(e, better[0], steps[e], "another solution"))
+        elif right: k = rng.choice(right); out.append(made(k, steps[k], corrupted(steps[k], rng)[0], "one number changed"))
+        else: out.append([])
     return out
 
-# %% ../nbs/17_evaluate.ipynb #c044
+# %% ../nbs/17_evaluate.ipynb #c051
+_COLUMNS = {"PRM800K": {"question", "label"}, "ProcessBench": {"id", "problem", "steps", "label"}}
+
 def load_judge_test(source: str, limit: int | None = None, seed: int = 0) -> tuple[list[EFTRow], dict[str, int]]:
     "(pairs, counts) from EFT rows, PRM800K or ProcessBench, a file or a hub data set. InputError names a row that is none of them, or a source without pairs."
     rows, rng = list(_rows(source)), random.Random(seed)
     if not rows: raise InputError(f"{source}: there are no rows in it")
-    keys = set(rows[0][1])
-    need = {"prm": {"question", "label"}, "process": {"id", "problem", "steps", "label"}}
-    kind = next((k for k, columns in need.items() if columns <= keys), "eft")
-    if kind == "eft": out = load_eft(source, [], None)
-    else:
-        for where, r in rows:
-            if missing := need[kind] - set(r): raise InputError(f"{where}: no {', '.join(sorted(missing))} in this row, as there is in the first")
-        out = _processbench_pairs([r for _, r in rows], rng) if kind == "process" else [p for where, r in rows for p in _prm800k_pairs(Path(where).name, r, rng)]
+    kind = next((k for k, columns in _COLUMNS.items() if isinstance(rows[0][1], dict) and columns <= set(rows[0][1])), "EFT")
+    for where, r in rows if kind != "EFT" else ():
+        if missing := _COLUMNS[kind] - set(r): raise InputError(f"{where}: no {', '.join(sorted(missing))} in this row, as there is in the first")
+        if kind == "ProcessBench": _check_processbench(where, r)
+    if kind == "EFT": made = [[r] for r in load_eft(source, [])]
+    elif kind == "ProcessBench": made = _processbench_pairs([r for _, r in rows], rng)
+    else: made = [_prm800k_pairs(where, r) for where, r in rows]
+    out = [pair for pairs in made for pair in pairs]
     if not out: raise InputError(f"{source}: no step of it has a better and a worse candidate")
-    return out[:limit], {"rows": len(rows), "without a pair": 0 if kind != "process" else len(rows) - len(out), "pairs": len(out)}
+    return out[:limit], {"rows": len(rows), "without a pair": sum(not pairs for pairs in made), "pairs": len(out)}
