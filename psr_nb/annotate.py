@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAULTS', 'Reply', 'reply_key', 'answers_in', 'ask_engine', 'ServerSettings', 'prompt_estimate', 'estimate',
-           'estimate_line', 'ask_server', 'FaultyServer']
+           'estimate_line', 'ask_server', 'check_server', 'FaultyServer']
 
 # %% ../nbs/19_annotate.ipynb #c002
 import fcntl, hashlib, http.server, json, os, random, threading, time
@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait, FIRST_COMPLETED
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from .engines import Engine
 from .prompts import prompt_ids
 from .records import InputError, Request, Sampling, append_jsonl, read_jsonl
+from .search import seed_of
 
 # %% ../nbs/19_annotate.ipynb #c006
 @dataclass
@@ -48,19 +49,16 @@ def answers_in(path: str | Path):
 def ask_engine(prompts: list[str], path: str | Path, engine: Engine,
                name: str,                             # of the model, part of an answer's key
                sampling: Sampling = Sampling(max_tokens=512),
-               progress: Callable[[str, int, int], None] = lambda *_: None,
-               extra: str = ""                        # text after the prompt that the reply goes on from, such as a label
-              ) -> list[Reply]:
-    "A Reply for each prompt from an engine, in order; those in the file `path` are not asked again."
-    settings = asdict(sampling) | ({"extra": extra} if extra else {})
-    keys = [reply_key(name, p, settings) for p in prompts]
+               progress: Callable[[str, int, int], None] = lambda *_: None) -> list[Reply]:
+    "A Reply for each prompt from an engine, in order; those in the file `path` are not asked again. With a temperature each prompt draws for itself."
+    keys = [reply_key(name, p, asdict(sampling)) for p in prompts]
     context = getattr(engine, "context", 1 << 30)
     with answers_in(path) as answers:
         todo = {k: p for k, p in zip(keys, prompts) if k not in answers}
         for k, p in todo.items():
             ids = prompt_ids(engine.tokenizer, p)
             if len(ids) >= context: answers[k] = Reply(k, p, None, model=name, problem="prompt too long")
-            else: engine.submit(k, Request(ids, sampling))
+            else: engine.submit(k, Request(ids, replace(sampling, seed=seed_of(sampling.seed, k))))
         waiting = sum(k not in answers for k in todo)
         while waiting:
             done = [(k, c) for k, [c] in engine.step()]
@@ -83,7 +81,8 @@ class ServerSettings:
     extra: dict = field(default_factory=dict)   # more fields of the request's body, such as reasoning_effort
     concurrency: int = 8                 # requests under way at a time
     per_minute: float = 0                # at most so many requests begun in a minute; 0 is no limit
-    budget: int | None = None            # tokens, prompts and answers, that the answers file may come to cost in all
+    budget: int | None = None            # tokens, prompts and answers, that the answers file may come to cost in all; a try that
+                                         # brought nothing and may still be billed counts as the most it can have cost, while the process lives
     timeout: float = 120                 # seconds for one answer
     tries: int = 6                       # for one prompt
     backoff: float = 1.0                 # seconds before the second try, doubled each time, and half of it drawn by lot
@@ -114,8 +113,8 @@ def estimate_line(e: dict) -> str:
 
 # %% ../nbs/19_annotate.ipynb #c019
 class _Again(Exception):
-    "Worth another try; `wait` is what the server asked for, in seconds."
-    def __init__(self, what: str, wait: float = 0): super().__init__(what); self.wait = wait
+    "Worth another try; `wait` is what the server asked for, in seconds. `billed`: it may have written an answer, which we didn't get."
+    def __init__(self, what: str, wait: float = 0, billed: bool = False): super().__init__(what); self.wait, self.billed = wait, billed
 
 def _client(s: ServerSettings):
     try: from openai import OpenAI, OpenAIError
@@ -129,11 +128,12 @@ def _reply(key: str, prompt: str, body: str, s: ServerSettings) -> Reply:
         data = json.loads(body)
         choice, usage = data["choices"][0], data.get("usage") or {}
         text = choice["message"]["content"]
+        if text is None and choice.get("finish_reason") == "length": text = ""   # all of it went into reasoning: paid for, and so kept
         if not isinstance(text, str): raise TypeError(f"content is {type(text).__name__}")
         return Reply(key, prompt, text, str(choice.get("finish_reason") or ""), int(usage.get("prompt_tokens", prompt_estimate(prompt))),
                      int(usage.get("completion_tokens", prompt_estimate(text))), s.model)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as e:
-        raise _Again(f"another format ({type(e).__name__}: {str(e)[:60]}): {body[:80]!r}") from e
+        raise _Again(f"another format ({type(e).__name__}: {str(e)[:60]}): {body[:80]!r}", billed=True) from e
 
 # %% ../nbs/19_annotate.ipynb #c020
 def _call(client, key: str, prompt: str, s: ServerSettings) -> Reply:
@@ -142,14 +142,17 @@ def _call(client, key: str, prompt: str, s: ServerSettings) -> Reply:
     try:
         raw = client.chat.completions.with_raw_response.create(model=s.model, messages=[{"role": "user", "content": prompt}], extra_body=s.decoding())
         return _reply(key, prompt, raw.http_response.text, s)
-    except openai.APITimeoutError as e: raise _Again(f"time-out after {s.timeout:g} s") from e
-    except openai.APIConnectionError as e: raise _Again(f"no connection ({e.__cause__ or e})") from e
+    except openai.APITimeoutError as e: raise _Again(f"time-out after {s.timeout:g} s", billed=True) from e
+    except openai.APIConnectionError as e: raise _Again(f"no connection ({e.__cause__ or e})", billed=type(e.__cause__).__name__ != "ConnectError") from e
     except openai.APIStatusError as e:
         said = " ".join(e.response.text.split())[:160]
         if e.status_code in (408, 409, 429) or e.status_code >= 500: raise _Again(f"{e.status_code}", _seconds(e.response.headers.get("retry-after"))) from e
-        if e.status_code in (401, 403): raise InputError(f"{client.base_url} refused the key in {s.key_from} ({e.status_code} {said})") from e
+        if e.status_code in (401, 403): raise _refused(client, s, e) from e
         if e.status_code in (402, 404, 405): raise InputError(f"{client.base_url} has no model {s.model!r} for us, or is not an OpenAI-compatible server ({e.status_code} {said})") from e
         return Reply(key, prompt, None, model=s.model, problem=f"refused: {e.status_code} {said}")
+
+def _refused(client, s: ServerSettings, e) -> InputError:
+    return InputError(f"{client.base_url} refused the key in {s.key_from} ({e.status_code} {' '.join(e.response.text.split())[:160]})")
 
 def _seconds(header: str | None) -> float:
     try: return max(0.0, float(header))
@@ -176,6 +179,15 @@ class _Asker:
         self.path, self.s, self.answers, self.client, self.pace = path, s, answers, _client(s), _Pace(s.per_minute)
         self.faults, self.lock, self.stop, self.silent = Counter(), threading.Lock(), threading.Event(), 0
         self.spent = sum(r.prompt_tokens + r.output_tokens for r in answers.values())
+        self.reserved = self.lost = 0   # tokens at most: of the tries under way, and of those that brought nothing
+
+    def most(self, prompt: str) -> int:
+        "Tokens that one try can cost."
+        return prompt_estimate(prompt) + self.s.max_tokens
+
+    def has(self, tokens: int = 0) -> bool:
+        "Does the budget allow so many tokens more than are spent or reserved?"
+        return self.s.budget is None or self.spent + self.reserved + tokens <= self.s.budget
 
     def keep(self, reply: Reply) -> Reply:
         "On disk first, then in memory."
@@ -191,8 +203,9 @@ class _Asker:
             if self.stop.is_set(): return Reply(key, prompt, None, problem="stopped")
             try: reply = _call(self.client, key, prompt, self.s)
             except _Again as e:
-                with self.lock: self.faults[str(e).split(" (")[0]] += 1
-                why = str(e)
+                why, lost = str(e), self.most(prompt) * e.billed
+                with self.lock: self.faults[why.split(" (")[0]] += 1; self.spent += lost; self.lost += lost
+                if lost and not self.has(): return self.keep(Reply(key, prompt, None, model=self.s.model, problem="budget spent"))
                 if e.wait: self.pace.hold(e.wait)
                 self.stop.wait(min(self.s.backoff * 2 ** (n - 1), self.s.longest_wait) * random.uniform(.5, 1) if n < (tries or self.s.tries) else 0)
             else: return self.keep(reply)
@@ -203,7 +216,9 @@ _GONE = ("gave up: no connection", "gave up: time-out")
 
 def _first(asker: _Asker, todo: list[tuple[str, str]]) -> list[tuple[str, str]]:
     "Ask the first prompt alone; those still to ask. InputError if nobody is there, or not one who speaks our language."
+    asker.reserved = asker.most(todo[0][1])
     reply = asker.ask(*todo[0], tries=min(3, asker.s.tries))
+    asker.reserved = 0
     problem, where = reply.problem or "", asker.client.base_url
     if problem.startswith(_GONE): raise InputError(f"nothing answers at {where} ({problem.removeprefix('gave up: ')}); is the server running and the address right?")
     if problem.startswith("gave up: another format"): raise InputError(f"{where} answers, but not as an OpenAI-compatible server does; {problem.removeprefix('gave up: ')}")
@@ -211,16 +226,15 @@ def _first(asker: _Asker, todo: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def _rest(asker: _Asker, todo: list[tuple[str, str]], progress: Callable[[str, int, int], None]):
     "Ask the others, several at a time, within the budget. InputError when the server is gone or turns us away."
-    s, total, most = asker.s, len(todo), lambda prompt: prompt_estimate(prompt) + asker.s.max_tokens
-    todo, reserved, done = todo[::-1], {}, 0
+    s, total, todo, under_way, done = asker.s, len(todo), todo[::-1], {}, 0   # under_way: future -> tokens reserved for it
     with ThreadPoolExecutor(s.concurrency) as pool:
         try:
-            while todo or reserved:
-                while todo and len(reserved) < s.concurrency and (s.budget is None or asker.spent + sum(reserved.values()) + most(todo[-1][1]) <= s.budget):
-                    key, prompt = todo.pop(); reserved[pool.submit(asker.ask, key, prompt)] = most(prompt)
-                if not reserved: break   # the budget is spent
-                for f in wait(reserved, return_when=FIRST_COMPLETED).done:
-                    del reserved[f]; done += 1; progress("annotating", done, total)
+            while todo or under_way:
+                while todo and len(under_way) < s.concurrency and asker.has(most := asker.most(todo[-1][1])):
+                    asker.reserved += most; under_way[pool.submit(asker.ask, *todo.pop())] = most
+                if not under_way: break   # the budget is spent
+                for f in wait(under_way, return_when=FIRST_COMPLETED).done:
+                    asker.reserved -= under_way.pop(f); done += 1; progress("annotating", done, total)
                     asker.silent = asker.silent + 1 if (f.result().problem or "").startswith(_GONE) else 0
                     if asker.silent >= s.concurrency: raise InputError(f"{asker.client.base_url} can't be reached any more; what was answered is in {asker.path}. Start the same command again when it's back")
         except BaseException: asker.stop.set(); raise
@@ -239,16 +253,31 @@ def ask_server(prompts: list[str], path: str | Path, s: ServerSettings,
         asker = _Asker(Path(path), s, answers)
         say(estimate_line(estimate(prompts, answers, s)))
         first = next(iter(todo.values()))
-        if s.budget is not None and asker.spent + prompt_estimate(first) + s.max_tokens > s.budget:
+        if not asker.has(asker.most(first)):
             for k, p in todo.items(): answers[k] = Reply(k, p, None, model=s.model, problem="budget spent")
         else: _rest(asker, _first(asker, list(todo.items())), progress)
-        if asker.faults: say("tried again or given up: " + ", ".join(f"{n} x {what}" for what, n in asker.faults.most_common()))
+        if asker.faults: say("tried again or given up: " + ", ".join(f"{n} x {what}" for what, n in asker.faults.most_common())
+                             + (f"; at most {asker.lost:,} tokens for answers that didn't arrive" if asker.lost else ""))
         return [answers[k] for k in keys]
 
 # %% ../nbs/19_annotate.ipynb #c029
+def check_server(s: ServerSettings) -> None:
+    "InputError if nobody answers at the server's address, or it doesn't know the key; whatever else it says, the first prompt finds out."
+    import openai
+    client = _client(s)
+    for tries in (2, 1, 0):
+        try: client.models.with_raw_response.list(); return
+        except openai.APIConnectionError as e:
+            if not tries: raise InputError(f"nothing answers at {client.base_url} ({e.__cause__ or e}); is the server running and the address right?") from e
+            time.sleep(s.backoff)
+        except openai.APIStatusError as e:
+            if e.status_code == 401: raise _refused(client, s, e) from e
+            return
+
+# %% ../nbs/19_annotate.ipynb #c031
 FAULTS = ("429", "500", "silence", "half", "rubbish", "format", "drop")
 
-# %% ../nbs/19_annotate.ipynb #c030
+# %% ../nbs/19_annotate.ipynb #c032
 class FaultyServer:
     "An OpenAI-compatible server on a loopback port that fails on purpose, to try an annotator on."
     def __init__(self, answer: Callable[[dict], str],     # request -> text
@@ -261,11 +290,17 @@ class FaultyServer:
             def do_POST(self):
                 try: outer._serve(self)
                 except (BrokenPipeError, ConnectionResetError): pass
+            def do_GET(self): outer._list(self)
             def log_message(self, *_): pass
         listening = type("Listening", (http.server.ThreadingHTTPServer,), {"request_queue_size": 256, "daemon_threads": True})
         self.server = listening(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def _list(self, h):
+        "The list of models, which is free."
+        known = not self.key or h.headers.get("authorization") == f"Bearer {self.key}"
+        self._send(h, *(200, '{"object": "list", "data": []}') if known else (401, '{"error": {"message": "Incorrect API key"}}'))
 
     def _serve(self, h):
         "Answer one request, or fail."
@@ -296,4 +331,6 @@ class FaultyServer:
         h.end_headers(); h.wfile.write(data[:len(data) // 2] if half else data); h.wfile.flush()
         if half: h.connection.close()
 
-    def close(self): self.server.shutdown(); self.server.server_close()
+    def close(self):
+        "Stop listening."
+        self.server.shutdown(); self.server.server_close()

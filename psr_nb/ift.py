@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import pandas as pd
 from .answers import last_boxed, normal_form, read_math_answer
+from .benchmarks import _SUBJECTS
 from .data import _hub_rows, same_question
 from .prompts import label
 from .records import IFTRow, InputError, packaged
@@ -33,8 +34,7 @@ class Source:
 SOURCES = {s.name: s for s in (
     Source("gsm8k", ("openai/gsm8k:main:train",), "MIT", ("question",), ("answer",), r"<<[^<>\n]*>>"),
     Source("numinamath-cot", ("AI-MO/NuminaMath-CoT:train",), "Apache-2.0", ("problem",), ("solution",)),
-    Source("math", tuple(f"EleutherAI/hendrycks_math:{s}:train" for s in "algebra counting_and_probability geometry "
-           "intermediate_algebra number_theory prealgebra precalculus".split()), "MIT", ("problem",), ("solution",)))}
+    Source("math", tuple(f"EleutherAI/hendrycks_math:{s}:train" for s in _SUBJECTS), "MIT", ("problem",), ("solution",)))}
 
 def source_named(spec: str) -> tuple[Source, list[str]]:
     "(format, paths or hub sets) of NAME, NAME=PATH or PATH. A file's format is NAME's, or any if there is no NAME."
@@ -99,9 +99,10 @@ def solution_rows(spec: str) -> Iterator[tuple[str, dict | Reject]]:
 
 # %% ../nbs/18_ift.ipynb #c015
 def _column(row: dict, columns: tuple[str, ...]) -> str | None:
-    "The first of these columns that holds text; lines joined where it is a list."
+    "The first of these columns that holds text or a number; lines joined where it is a list."
     for c in columns:
         value = row.get(c)
+        if type(value) in (int, float): value = str(value)
         if isinstance(value, list) and all(isinstance(v, str) for v in value): value = "\n".join(value)
         if isinstance(value, str) and value.strip(): return value.strip()
     return None
@@ -113,7 +114,8 @@ def as_solved(row: dict, where: str, id: str, source: Source) -> Solved | Reject
     if not solution: return Reject(where, "no solution", f"none of {', '.join(source.solution)} holds text", row)
     text = re.sub(source.marks or "<<[^<>\n]*>>", "", solution) if source.marks or "####" in solution else solution
     text = re.sub(r"\n?####[^\n]*\s*$", "", text).strip()
-    answer = read_math_answer(solution) or (None if row.get("answer") in (None, solution) else _column(row, ("answer",)))
+    stated = _column(row, ("answer",))
+    answer = read_math_answer(solution) or (stated if stated != solution else None)
     if not text: return Reject(where, "no solution", "there is an answer and no steps to it", row)
     if not answer: return Reject(where, "no final answer", "neither a box, nor ####, nor the words 'answer is'", row)
     own = next((x for x in (row.get("id"), row.get("unique_id")) if x not in (None, "")), id)
@@ -135,7 +137,7 @@ def load_solutions(spec: str, limit: int | None = None, progress: Callable[[str,
     if not out: raise InputError(f"{spec}: no worked solution in it; " + (f"{rejects[0].where}: {rejects[0].reason} ({rejects[0].detail})" if rejects else "it is empty"))
     return out, rejects
 
-# %% ../nbs/18_ift.ipynb #c023
+# %% ../nbs/18_ift.ipynb #c025
 _DISPLAY = r"\$\$.*?\$\$|\\\[.*?\\\]|\\begin\{(?P<env>\w+\*?)\}.*?\\end\{(?P=env)\}|\[asy\].*?\[/asy\]|```.*?```"
 _INLINE = r"\\\(.*?\\\)|(?<!\\)\$(?=\S)[^$\n]*?(?<=[^\s\\])\$(?!\d)"
 _WHOLE = {False: re.compile(_DISPLAY, re.S), True: re.compile(f"{_DISPLAY}|{_INLINE}", re.S)}
@@ -160,7 +162,7 @@ def _joined_up(pieces: list[str], belongs: Callable) -> list[str]:
         else: out.append(p)
     return out
 
-# %% ../nbs/18_ift.ipynb #c026
+# %% ../nbs/18_ift.ipynb #c028
 _SHORT = r"(?<!\be\.g)(?<!\bi\.e)(?<!\bcf)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bFig)(?<!\bEq)(?<!\bNo)(?<!\bvs)(?<!\betc)(?<!\bapprox)(?<!\n\d)(?<!\n\d\d)(?<!\A\d)"
 
 def by_sentences(text: str) -> list[str]:
@@ -175,14 +177,14 @@ def by_marks(text: str) -> list[str]:
     starts = [m.start() for m in _MARK.finditer(text)] or [m.start() for m in _NUMBER.finditer(text)]
     return _cut(text, starts) if len(starts) > 1 else []
 
-# %% ../nbs/18_ift.ipynb #c030
+# %% ../nbs/18_ift.ipynb #c032
 def automatic(text: str) -> list[str]:
     "Existing marks, else lines, else sentences: the first that gives two pieces or more."
     return next((p for cut in (by_marks, by_lines, by_sentences) if len(p := cut(text)) > 1), [text.strip()])
 
 SEGMENTERS = {"lines": by_lines, "sentences": by_sentences, "marks": by_marks, "auto": automatic}
 
-# %% ../nbs/18_ift.ipynb #c033
+# %% ../nbs/18_ift.ipynb #c035
 def unlabelled(text: str) -> str:
     "A text without the `Step n:` labels at the beginnings of its lines."
     return _MARK.sub("", text)
@@ -207,7 +209,7 @@ def ift_problem(s: Solved, steps: list[str]) -> tuple[str, str] | None:
     if kept is None: return "answer not boxed", s.answer
     if normal_form(kept) != normal_form(s.answer): return "answer altered", f"{s.answer} became {kept}"
 
-# %% ../nbs/18_ift.ipynb #c034
+# %% ../nbs/18_ift.ipynb #c036
 def as_ift(s: Solved, pieces: list[str] | None, why: tuple[str, str] = ("no reply", "")) -> IFTRow | Reject:
     "An IFT row from a solution and the pieces it was cut into, or a Reject; `pieces` None gives `why`."
     row = {"id": s.id, "question": s.question, "solution": s.solution, "answer": s.answer}
@@ -216,7 +218,7 @@ def as_ift(s: Solved, pieces: list[str] | None, why: tuple[str, str] = ("no repl
     if problem := ift_problem(s, steps): return Reject(s.id, *problem, row | {"steps": steps})
     return IFTRow(s.id, s.question, steps, s.answer)
 
-# %% ../nbs/18_ift.ipynb #c037
+# %% ../nbs/18_ift.ipynb #c039
 def cut_all(solved: list[Solved], segment: Callable[[str], list[str]], progress: Callable[[str, int, int], None] = lambda *_: None) -> tuple[list[IFTRow], list[Reject]]:
     "(rows, rejects) of all solutions, cut by a rule."
     rows, rejects = [], []
@@ -226,7 +228,7 @@ def cut_all(solved: list[Solved], segment: Callable[[str], list[str]], progress:
         if n % 1000 == 0 or n == len(solved): progress("cutting", n, len(solved))
     return rows, rejects
 
-# %% ../nbs/18_ift.ipynb #c040
+# %% ../nbs/18_ift.ipynb #c042
 def cut_prompt(question: str, solution: str) -> str:
     "Asks a model to put step labels into a solution and to change nothing else."
     return ("Divide the solution below into steps. Copy it word for word, formulas and line breaks included, and begin each step on a new line "
