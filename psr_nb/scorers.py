@@ -8,16 +8,17 @@ __all__ = ['Scorer', 'Spot', 'prefix_ids', 'spot_of', 'score_with', 'rule_scorer
            'PRM', 'prm_scorer', 'PRMSettings', 'prm_row', 'train_prm', 'prm_accuracy']
 
 # %% ../nbs/20_scorers.ipynb #c002
-import json
+import json, math
 from collections.abc import Callable, Generator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
 from .arithmetic import result
 from .data import _rows
-from .engines import Engine, _dtype, _quiet, generate, load_tokenizer
-from .prompts import Domain, encode, label, label_ids, numbered, prompt_ids
-from .records import Candidate, Completion, InputError, Problem, Request, Sampling, write_whole
+from .engines import Engine, _dtype, _quiet, load_tokenizer
+from .evaluate import prm800k_steps
+from .prompts import Domain, encode, label, label_ids, prompt_ids
+from .records import Candidate, Completion, InputError, Problem, Request, Sampling, as_record, write_whole
 from .search import drive, seed_of
 from .sft import TrainSettings, context_of, fit, fitting, trainer_arguments
 from .statistics import share
@@ -77,9 +78,13 @@ class RolloutSettings:
     top_p: float = 0.95
     max_tokens: int = 512        # of one rollout
     seed: int = 0
+    first: int = 0               # of the n in a first round; the others only where it tells candidates apart. 0: all at once
 
-def _rollout(prompt: list[int], key: tuple, s: RolloutSettings) -> Request:
-    return Request(prompt, Sampling(s.n, s.temperature, s.top_p, s.max_tokens, seed=seed_of(s.seed, "rollout", *key)))
+    def __post_init__(self):
+        if not 0 <= self.first < self.n: raise InputError(f"rollouts: n={self.n}, first={self.first}; n is at least 1, and first less than n")
+
+def _rollout(prompt: list[int], key: tuple, s: RolloutSettings, n: int | None = None) -> Request:
+    return Request(prompt, Sampling(n or s.n, s.temperature, s.top_p, s.max_tokens, seed=seed_of(s.seed, "rollout", *key)))
 
 def _share_right(completions: list[Completion], problem: Problem, domain: Domain) -> float:
     "Share of the rollouts that end with the reference answer; one that is cut or unread doesn't."
@@ -90,17 +95,20 @@ def _share_right(completions: list[Completion], problem: Problem, domain: Domain
 def rollout_scorer(tokenizer, domain: Domain, s: RolloutSettings = RolloutSettings(), context: int = 1 << 30) -> Scorer:
     "Scores are shares of rollouts that end right. None for a problem without an answer, and a prefix that leaves no room in the context."
     def scorer(spot: Spot):
-        scores, requests, at = [None] * len(spot.candidates), [], []
+        scores, prompts, ends = [None] * len(spot.candidates), {}, {}
         if spot.problem.answer is None: return scores
         for i, c in enumerate(spot.candidates):
             ids = spot.prompt_ids + c.ids + label_ids(tokenizer, len(spot.steps) + 2)
             if c.final: scores[i] = float(domain.equal(spot.problem.answer, domain.read(c.text))[0])
-            elif len(ids) + 1 < context: requests.append(_rollout(ids, (spot.problem.id, *spot.steps, c.text.strip()), s)); at.append(i)
-        for i, cs in zip(at, (yield requests) if requests else []): scores[i] = _share_right(cs, spot.problem, domain)
+            elif len(ids) + 1 < context: prompts[i], ends[i] = ids, []
+        for n, part in [(s.first, ("first",)), (s.n - s.first, ())] if s.first else [(s.n, ())]:
+            if not prompts or (s.first and not part and len(set(scores) - {None}) < 2): break   # the first round found no difference
+            received = yield [_rollout(ids, (spot.problem.id, *spot.steps, spot.candidates[i].text.strip(), *part), s, n) for i, ids in prompts.items()]
+            for i, cs in zip(prompts, received): ends[i] += cs; scores[i] = _share_right(ends[i], spot.problem, domain)
         return scores
     return scorer
 
-# %% ../nbs/20_scorers.ipynb #c017
+# %% ../nbs/20_scorers.ipynb #c019
 @dataclass
 class StepLabels:
     "A solution with a label for each step."
@@ -112,7 +120,7 @@ class StepLabels:
 
 def first_error(problem: Problem, steps: list[str], tokenizer, domain: Domain, s: RolloutSettings = RolloutSettings()):
     "Generator (for `drive`): (index of the first wrong step or None, {steps kept: share of rollouts that end right})."
-    if domain.equal(problem.answer, domain.read(steps[-1]))[0]: return None, {len(steps): 1.0}
+    if domain.equal(problem.answer, domain.read("\n".join(steps)))[0]: return None, {len(steps): 1.0}
     low, high, seen = 0, len(steps), {len(steps): 0.0}   # a prefix of `low` steps can be finished, one of `high` can't
     while high - low > 1:
         k = (low + high) // 2
@@ -124,42 +132,42 @@ def first_error(problem: Problem, steps: list[str], tokenizer, domain: Domain, s
 
 def label_solutions(engine: Engine, domain: Domain, solved: list[tuple[Problem, list[str]]], s: RolloutSettings = RolloutSettings(),
                     progress: Callable[[str, int, int], None] = lambda *_: None) -> list[StepLabels]:
-    "Labels by rollouts: steps before the first error are good, it is bad, what follows is not known."
-    found = {}
-    for i, out in drive(engine, ((i, first_error(p, steps, engine.tokenizer, domain, s)) for i, (p, steps) in enumerate(solved))):
-        found[i] = out; progress("labelling", len(found), len(solved))
-    labels = lambda n, e: [1] * n if e is None else [1] * e + [0] + [None] * (n - e - 1)
-    return [StepLabels(p.id, p.question, steps, labels(len(steps), found[i][0]), f"rollouts, {s.n}") for i, (p, steps) in enumerate(solved)]
+    """Labels by rollouts: steps before the first error are good, it is bad, what follows is not known.
 
-# %% ../nbs/20_scorers.ipynb #c021
-def _prm800k_labels(row: dict, where: str, neutral: int | None) -> list[StepLabels]:
-    "One row for each rated candidate, after the steps chosen before it."
-    value, steps, labels, out = {1: 1, 0: neutral, -1: 0}, [], [], []
-    for k, step in enumerate(row["label"]["steps"], 1):
-        rated = [(c["text"], value.get(c["rating"])) for c in step["completions"] or ()]
-        chosen = step["completions"][step["chosen_completion"]] if step["chosen_completion"] is not None else step["human_completion"]
-        for i, (text, l) in enumerate(rated, 1):
-            if l is not None and text.strip(): out.append(StepLabels(f"{where}/{k}.{i}", row["question"]["problem"], [*steps, text], [None] * len(steps) + [l], "PRM800K"))
-        if not chosen: break
-        steps.append(chosen["text"]); labels.append(1)
-    return out
+    Nothing is known of a solution to a problem without an answer, or of one that fills the engine's context."""
+    tok, context, found = engine.tokenizer, getattr(engine, "context", 1 << 30), {}
+    can = lambda p, steps: p.answer is not None and len(prefix_ids(tok, domain, p.question, steps) + label_ids(tok, len(steps) + 1)) < context
+    todo = [(i, first_error(p, steps, tok, domain, s)) for i, (p, steps) in enumerate(solved) if can(p, steps)]
+    for i, (error, _) in drive(engine, todo): found[i] = error; progress("labelling", len(found), len(todo))
+    labels = lambda n, e: [1] * n if e is None else [1] * e + [0] + [None] * (n - e - 1)
+    return [StepLabels(p.id, p.question, steps, labels(len(steps), found[i]) if i in found else [None] * len(steps), f"rollouts, {s.n}") for i, (p, steps) in enumerate(solved)]
+
+# %% ../nbs/20_scorers.ipynb #c024
+def _step_labels(row, where: str, neutral: int | None) -> list[StepLabels]:
+    "The labelled solutions in a row. InputError if there is none."
+    if isinstance(row, dict) and "label" in row:   # PRM800K: each rated candidate after the steps chosen before it
+        (question, spots), value = prm800k_steps(row, where), {1: 1, 0: neutral, -1: 0}
+        return [StepLabels(f"{Path(where).name}/{k}.{i}", question, [*steps, text], [None] * len(steps) + [value[rating]], "PRM800K")
+                for k, (steps, rated) in enumerate(spots, 1) for i, (text, rating) in enumerate(rated, 1) if value.get(rating) is not None]
+    if not isinstance(row, dict) or not {"steps", "completions"} & set(row):
+        raise InputError(f"{where}: neither a PRM800K row, nor 'prompt', 'completions' and 'labels', nor 'id', 'question', 'steps' and 'labels'")
+    if "completions" in row:                       # TRL
+        row = {"id": where, "question": row.get("prompt"), "steps": row["completions"], "labels": [int(x) if isinstance(x, bool) else x for x in row.get("labels") or []], "source": "TRL"}
+    r = as_record(StepLabels, row, where)
+    if len(r.steps) != len(r.labels): raise InputError(f"{where}: {len(r.steps)} steps and {len(r.labels)} labels")
+    if bad := [l for l in r.labels if l not in (0, 1, None)]: raise InputError(f"{where}: {bad[0]} is no label; a good step's is 1, a bad one's 0, one that is not known null")
+    return [r]
 
 def load_step_labels(source: str, limit: int | None = None, neutral: int | None = 1) -> list[StepLabels]:
     "Labelled solutions from PRM800K rows, TRL's stepwise rows or our own. InputError names a row that is none of them."
     out = []
-    for where, r in _rows(source):
+    for where, row in _rows(source):
         if limit is not None and len(out) >= limit: break
-        try:
-            if "label" in r: out += _prm800k_labels(r, Path(where).name, neutral)
-            elif "completions" in r: out.append(StepLabels(where, r["prompt"], r["completions"], [int(x) for x in r["labels"]], "TRL"))
-            else: out.append(StepLabels(**r))
-            if out and len(out[-1].steps) != len(out[-1].labels): raise ValueError(f"{len(out[-1].steps)} steps and {len(out[-1].labels)} labels")
-        except (TypeError, KeyError, ValueError, AttributeError, IndexError) as e:
-            raise InputError(f"{where}: neither a PRM800K row, nor 'prompt', 'completions' and 'labels', nor 'id', 'question', 'steps' and 'labels' ({e})") from e
+        out += _step_labels(row, where, neutral)
     if not out: raise InputError(f"{source}: no labelled step in it")
     return out[:limit]
 
-# %% ../nbs/20_scorers.ipynb #c025
+# %% ../nbs/20_scorers.ipynb #c028
 @dataclass(frozen=True)
 class PRMFormat:
     "How a process reward model is asked."
@@ -183,7 +191,7 @@ def prm_ids(tokenizer, domain: Domain, question: str, steps: list[str], f: PRMFo
         if f.mark: ids = ids + encode(tokenizer, "\n")
     return ids, ends
 
-# %% ../nbs/20_scorers.ipynb #c026
+# %% ../nbs/20_scorers.ipynb #c029
 class PRM:
     "A process reward model, ready to score steps."
     def __init__(self, path: str, format: PRMFormat | None = None, dtype: str = "auto", device: str | None = None):
@@ -195,22 +203,27 @@ class PRM:
         self.words = [encode(self.tokenizer, w)[0] for w in (self.format.bad, self.format.good)] if self.format.kind == "causal" else None
         if self.words and self.words[0] == self.words[1]: raise InputError(f"{path}: {self.format.good!r} and {self.format.bad!r} begin with the same token")
 
-    @torch.inference_mode()
-    def scores(self, domain: Domain, rows: list[tuple[str, list[str]]], batch: int = 16) -> list[list[float]]:
-        "Probability that it is good, for each step of each (question, steps)."
-        out = []
-        for i in range(0, len(rows), batch):
-            made = [prm_ids(self.tokenizer, domain, q, steps, self.format) for q, steps in rows[i:i + batch]]
-            width = max(len(ids) for ids, _ in made)
-            x = torch.tensor([ids + [self.tokenizer.pad_token_id or 0] * (width - len(ids)) for ids, _ in made], device=self.model.device)
-            mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in made], device=self.model.device)
-            logits = self.model(input_ids=x, attention_mask=mask).logits.float()
-            if self.words: good = logits[..., self.words].softmax(-1)[..., 1]
-            else: good = logits.softmax(-1)[..., self.format.good_class]
-            out += [good[j, ends].tolist() for j, (_, ends) in enumerate(made)]
+    def scores(self, domain: Domain, rows: list[tuple[str, list[str]]], batch: int = 16) -> list[list[float] | None]:
+        "Probability that it is good, for each step of each (question, steps); None for a row that is longer than the model's context."
+        made, out = [prm_ids(self.tokenizer, domain, q, steps, self.format) for q, steps in rows], [None] * len(rows)
+        fits = [i for i, (ids, _) in enumerate(made) if len(ids) <= context_of(self.model)]
+        for at in range(0, len(fits), batch):
+            part = fits[at:at + batch]
+            for i, good in zip(part, self._good([made[i] for i in part])): out[i] = good
         return out
 
-# %% ../nbs/20_scorers.ipynb #c027
+    @torch.inference_mode()
+    def _good(self, made: list[tuple[list[int], list[int]]]) -> list[list[float]]:
+        "The same for one batch of `prm_ids`. Logits are computed where steps end only: over a whole text they would be gigabytes."
+        width, ends = max(len(ids) for ids, _ in made), sorted({e for _, where in made for e in where})
+        put = lambda rows: torch.tensor(rows, device=self.model.device, dtype=torch.long)
+        x = put([ids + [self.tokenizer.pad_token_id or 0] * (width - len(ids)) for ids, _ in made])
+        mask = put([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in made])
+        if self.words: good = self.model(input_ids=x, attention_mask=mask, logits_to_keep=put(ends)).logits[..., self.words].float().softmax(-1)[..., 1]
+        else: good = self.model(input_ids=x, attention_mask=mask).logits[:, ends].float().softmax(-1)[..., self.format.good_class]
+        return [good[j, [ends.index(e) for e in where]].tolist() for j, (_, where) in enumerate(made)]
+
+# %% ../nbs/20_scorers.ipynb #c030
 def _prm_model(path: str, f: PRMFormat, dtype: str, device: str):
     from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
     _quiet()
@@ -221,15 +234,12 @@ def _prm_model(path: str, f: PRMFormat, dtype: str, device: str):
 def prm_scorer(prm: PRM, domain: Domain) -> Scorer:
     "The score of a candidate is the model's for it as the last of the steps."
     def scorer(spot: Spot):
-        rows = [(spot.problem.question, [*spot.steps, c.text.strip()]) for c in spot.candidates]
-        limit = context_of(prm.model)
-        fits = [len(prm_ids(prm.tokenizer, domain, *r, prm.format)[0]) <= limit for r in rows]
-        scores = iter(prm.scores(domain, [r for r, ok in zip(rows, fits) if ok]))
-        return [next(scores)[-1] if ok else None for ok in fits]
-        yield
+        scores = prm.scores(domain, [(spot.problem.question, [*spot.steps, c.text.strip()]) for c in spot.candidates])
+        return [s[-1] if s else None for s in scores]
+        yield   # makes this a generator
     return scorer
 
-# %% ../nbs/20_scorers.ipynb #c029
+# %% ../nbs/20_scorers.ipynb #c032
 @dataclass
 class PRMSettings(TrainSettings):
     "Training of a process reward model."
@@ -247,33 +257,43 @@ def prm_row(tokenizer, domain: Domain, r: StepLabels, f: PRMFormat) -> dict:
         else: labels[e] = f.good_class if l else 1 - f.good_class
     return {"input_ids": ids, "labels": labels}
 
-# %% ../nbs/20_scorers.ipynb #c030
+# %% ../nbs/20_scorers.ipynb #c033
+def _padded(rows: list[dict], pad: int) -> dict:
+    "Rows of `prm_row` as one batch, padded on the right."
+    width = max(len(r["input_ids"]) for r in rows)
+    filled = lambda values, fill: torch.tensor([v + [fill] * (width - len(v)) for v in values])
+    return {"input_ids": filled([r["input_ids"] for r in rows], pad), "labels": filled([r["labels"] for r in rows], -100),
+            "attention_mask": filled([[1] * len(r["input_ids"]) for r in rows], 0)}
+
 def train_prm(base: str, rows: list[StepLabels], out: str | Path, domain: Domain, f: PRMFormat = PRMFormat(), s: PRMSettings = PRMSettings(),
               seed: int = 0, progress: Callable[[str, int, int], None] = lambda *_: None) -> dict:
-    "Train a process reward model from the language model `base` and save it at `out`; what it was trained on, in figures."
+    """Train a process reward model from the language model `base` and save it at `out`; what it was trained on, in figures.
+
+    InputError if there is a model at `out`, if no row has a label, or for LoRA. A stopped training goes on from its last checkpoint."""
     from datasets import Dataset
     from transformers import Trainer, TrainingArguments
-    tokenizer, net, out = load_tokenizer(base), _prm_model(base, f, "float32", "cpu"), Path(out)
-    kept, too_long = fitting([prm_row(tokenizer, domain, r, f) for r in rows], lambda r: len(r["input_ids"]), min(s.max_length or 1 << 30, context_of(net)))
-    micro, args = min(s.micro_batch, s.batch_size), trainer_arguments(s, out, seed)
+    out, known = Path(out), [r for r in rows if set(r.labels) - {None}]
+    if (out/"config.json").exists(): raise InputError(f"{out}: there is a model already; remove it, or give another folder")
+    if not known: raise InputError(f"none of {len(rows)} solutions has a labelled step")
+    if s.lora_rank: raise InputError(f"lora_rank={s.lora_rank}: a process reward model is trained with all its weights; set it to 0")
+    tokenizer, net = load_tokenizer(base), _prm_model(base, f, "float32", "cpu")
+    kept, too_long = fitting([(r, prm_row(tokenizer, domain, r, f)) for r in known], lambda x: len(x[1]["input_ids"]), min(s.max_length or 1 << 30, context_of(net)))
+    micro, args = math.gcd(s.micro_batch, s.batch_size), trainer_arguments(s, out, seed)
     args.pop("max_length")
-    net.config.pad_token_id, pad = tokenizer.pad_token_id, tokenizer.pad_token_id or 0
-    def together(batch):
-        width = max(len(r["input_ids"]) for r in batch)
-        filled = lambda column, fill: torch.tensor([r[column] + [fill] * (width - len(r[column])) for r in batch])
-        return {"input_ids": filled("input_ids", pad), "labels": filled("labels", -100),
-                "attention_mask": torch.tensor([[1] * len(r["input_ids"]) + [0] * (width - len(r["input_ids"])) for r in batch])}
+    net.config.pad_token_id = tokenizer.pad_token_id
     args = TrainingArguments(**args, per_device_train_batch_size=micro, gradient_accumulation_steps=s.batch_size // micro, remove_unused_columns=False)
-    facts = fit(Trainer(net, args, data_collator=together, train_dataset=Dataset.from_list(kept)), tokenizer, out,
-                {"rows": len(kept), "too_long": too_long, "good": sum(l == 1 for r in rows for l in r.labels), "bad": sum(l == 0 for r in rows for l in r.labels)}, progress)
+    labels = [l for r, _ in kept for l in r.labels]
+    figures = {"rows": len(kept), "too_long": too_long, "unlabelled": len(rows) - len(known), "good": labels.count(1), "bad": labels.count(0)}
+    trainer = Trainer(net, args, data_collator=lambda batch: _padded(batch, tokenizer.pad_token_id or 0), train_dataset=Dataset.from_list([x for _, x in kept]))
+    facts = fit(trainer, tokenizer, out, figures, progress)
     write_whole(out/"prm.json", json.dumps(asdict(f)))
     return facts
 
 def prm_accuracy(prm: PRM, domain: Domain, rows: list[StepLabels]) -> dict:
-    "Share of labelled steps on whose side of one half the score is, with its interval, among the good and among the bad."
+    "Share of labelled steps on whose side of one half the score is, with its interval, among the good and among the bad; rows that are `too_long` don't count."
     scored = prm.scores(domain, [(r.question, r.steps) for r in rows])
-    judged = [(l, x > .5) for r, xs in zip(rows, scored) for l, x in zip(r.labels, xs) if l is not None]
-    out = {}
+    judged = [(l, x > .5) for r, xs in zip(rows, scored) for l, x in zip(r.labels, xs or []) if l is not None]
+    out = {"too_long": scored.count(None)}
     for name, of in (("accuracy", (0, 1)), ("good", (1,)), ("bad", (0,))):
         hits = [said == bool(l) for l, said in judged if l in of]
         out |= share(name, sum(hits), len(hits)) | {f"{name}_n": len(hits)}
