@@ -11,7 +11,7 @@ __all__ = ['MATH_EXAMPLES', 'FILTERS', 'TreeSettings', 'Siblings', 'Tree', 'grow
 # %% ../nbs/21_eft.ipynb #c002
 import json, math, random, re
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean
@@ -21,7 +21,7 @@ from .data import same_question
 from .engines import Engine
 from .ift import Reject, reject_table
 from .prompts import Domain, defused, label, label_ids, numbered, prompt_ids, read_verdict, step_candidate
-from .records import Candidate, EFTRow, IFTRow, InputError, Problem, Request, Sampling, append_jsonl, read_jsonl, write_whole
+from .records import EFTRow, IFTRow, InputError, Problem, Request, Sampling, append_jsonl, read_jsonl, write_whole
 from .scorers import Scorer, Spot
 from .search import distinct, drive, seed_of
 from .statistics import share, to_markdown_table
@@ -36,8 +36,12 @@ class TreeSettings:
     temperature: float = 0.7
     top_p: float = 0.95
     max_step_tokens: int = 256
-    exploration: float = 1.4     # UCT's constant
+    exploration: float = 1.4     # UCT's c; about the root of 2, as in UCB1 (Auer, Cesa-Bianchi & Fischer 2002)
     seed: int = 0
+
+    def __post_init__(self):
+        if self.depth < 1 or self.iterations < 1 or self.children < 2:
+            raise InputError(f"tree: depth={self.depth}, iterations={self.iterations}, children={self.children}; a pair needs two children, and the others are at least 1")
 
 @dataclass
 class Siblings:
@@ -69,6 +73,7 @@ class _Node:
     children: list = field(default_factory=list)
 
     def uct(self, parent, c: float) -> float:
+        "What UCT goes by; a child without visits comes before all others, by its own score."
         return self.value / self.visits + c * math.sqrt(math.log(parent.visits) / self.visits) if self.visits else 10 + self.score
 
 def _descend(root: _Node, c: float) -> list[_Node]:
@@ -115,13 +120,15 @@ def grow(problem: Problem, tokenizer, domain: Domain, scorer: Scorer, s: TreeSet
 # %% ../nbs/21_eft.ipynb #c011
 def grow_trees(engine: Engine, problems: list[Problem], domain: Domain, scorer: Scorer, path: str | Path, s: TreeSettings = TreeSettings(),
                progress: Callable[[str, int, int], None] = lambda *_: None) -> list[Tree]:
-    "A tree for each problem, one line each in the JSONL file `path`, continuing it if it exists."
+    "A tree for each problem, one line each in the JSONL file `path`, continuing it if it exists. InputError for a tree of another question there."
     done = {t.problem_id: t for t in read_jsonl(path, Tree)} if Path(path).exists() else {}
+    for p in problems:
+        if p.id in done and done[p.id].question != p.question: raise InputError(f"{path}: the tree of {p.id} is of another question; give these questions another folder")
     context = getattr(engine, "context", 1 << 30)
     todo = ((p.id, grow(p, engine.tokenizer, domain, scorer, s, context)) for p in problems if p.id not in done)
     for id, tree in drive(engine, todo):
         append_jsonl(path, [tree]); done[id] = tree
-        progress("trees", len(done), len(problems))
+        progress("trees", sum(p.id in done for p in problems), len(problems))
     return [done[p.id] for p in problems]
 
 # %% ../nbs/21_eft.ipynb #c016
@@ -145,11 +152,11 @@ def pairs_of(trees: list[Tree], min_gap: float = .3, source: str = "") -> tuple[
             counts["sibling sets"] += 1; counts["unusable samples"] += x.unusable; counts["without a score"] += len(x.scores) - len(scored)
             if len(scored) < 2: counts["fewer than two scored"] += 1; continue
             best, worst = max(scored), min(scored)
-            if best[0] - worst[0] < max(min_gap, 1e-9): counts["gap too small"] += 1; continue
+            if best[0] - worst[0] < max(min_gap, 2e-9) - 1e-9: counts["gap too small"] += 1; continue
             out.append(Pair(x.id, t.question, x.steps, best[2], worst[2], best[0] - worst[0], source))
     return out, dict(counts)
 
-# %% ../nbs/21_eft.ipynb #c020
+# %% ../nbs/21_eft.ipynb #c022
 def read_explained(text: str) -> tuple[str | None, str]:
     "(verdict, the words before its mark) of a reply."
     verdict = read_verdict(text)
@@ -169,7 +176,7 @@ def shown_how(domain: Domain, examples: list[EFTRow]) -> Writer:
         return read_explained(text[:end.end()]) if end else (None, text.strip())
     return Writer(lambda *pair: before + domain.judge(*pair), read)
 
-# %% ../nbs/21_eft.ipynb #c023
+# %% ../nbs/21_eft.ipynb #c025
 MATH_EXAMPLES = [
     EFTRow("x1", "Ann has 3 boxes of 12 pens and gives away 7. How many are left?", ["3*12 = 36 pens at first."], "36-7 = 29 pens are left.", "36+7 = 43 pens are left.", "A",
            "Giving away makes fewer, so 7 is taken from 36, and 36-7 is 29. Candidate A does that. Candidate B adds where it should subtract."),
@@ -178,7 +185,7 @@ MATH_EXAMPLES = [
     EFTRow("x3", "A train goes 60 km an hour for 2.5 hours. How far?", [], "60*2.5 = 150, so it goes \\boxed{150} km.", "It goes fast, so it gets far.", "A",
            "Distance is speed times time, and 60*2.5 is 150, as candidate A has it. Candidate B is true but leads nowhere.")]
 
-# %% ../nbs/21_eft.ipynb #c026
+# %% ../nbs/21_eft.ipynb #c028
 @dataclass
 class Judged:
     "A pair with what the annotator said of it: the good step shown first, and shown second."
@@ -197,7 +204,7 @@ def judge_pairs(pairs: list[Pair], ask: Callable[[list[str]], list[Reply]], writ
         out.append(Judged(p, *((None, "") if r.text is None else writer.read(r.text) for r in (x, y)), missing))
     return out
 
-# %% ../nbs/21_eft.ipynb #c029
+# %% ../nbs/21_eft.ipynb #c031
 @dataclass
 class FilterSettings:
     "What becomes of judged pairs."
@@ -228,14 +235,14 @@ def filtered(judged: list[Judged]) -> tuple[list[Judged], list[Reject]]:
         else: kept.append(j)
     return kept, fell
 
-# %% ../nbs/21_eft.ipynb #c030
+# %% ../nbs/21_eft.ipynb #c032
 def filter_table(n: int, fell: list[Reject]) -> pd.DataFrame:
     "How many pairs fell at each filter, and how many were left after it."
     counts, rows = Counter(r.reason for r in fell), [("pairs", 0, n)]
     for name in FILTERS: n -= counts[name]; rows.append((name, counts[name], n))
     return pd.DataFrame(rows, columns=["filter", "fell", "left"])
 
-# %% ../nbs/21_eft.ipynb #c034
+# %% ../nbs/21_eft.ipynb #c036
 def _row(j: Judged, good_first: bool) -> EFTRow:
     "The judgement in one presentation order."
     p, (verdict, why) = j.pair, j.first if good_first else j.second
@@ -254,14 +261,15 @@ def as_rows(kept: list[Judged], s: FilterSettings) -> list[EFTRow]:
 def split(kept: list[Judged], s: FilterSettings) -> tuple[list[EFTRow], list[EFTRow]]:
     "(train, test) rows; the questions of the two have nothing in common."
     if s.orders not in ("one", "both"): raise InputError(f"orders: {s.orders!r} is neither 'one' nor 'both'")
+    if not 0 <= s.test_share < 1: raise InputError(f"test_share={s.test_share}: it is at least 0 and less than 1")
     by_question = {}
     for j in kept: by_question.setdefault(same_question(j.pair.question), []).append(j)
     questions, test = sorted(by_question), []
     random.Random(s.seed).shuffle(questions)
-    while questions and len(test) < s.test_share * len(kept): test += by_question[questions.pop()]
+    while len(questions) > 1 and len(test) < s.test_share * len(kept): test += by_question[questions.pop()]   # the last one stays for training
     return as_rows([j for q in sorted(questions) for j in by_question[q]], s), as_rows(test, s)
 
-# %% ../nbs/21_eft.ipynb #c035
+# %% ../nbs/21_eft.ipynb #c037
 def balance(rows: list[EFTRow]) -> dict:
     "Rows, share of A, mean lengths of winner and loser in characters, and how often the winner is the longer one (with its interval)."
     if not rows: return {"rows": 0}
@@ -270,7 +278,7 @@ def balance(rows: list[EFTRow]) -> dict:
     return {"rows": len(rows), "share_of_A": mean(r.verdict == "A" for r in rows), "winner_characters": mean(len(w) for w, _ in pairs), "loser_characters": mean(len(l) for _, l in pairs),
             "explanation_characters": mean(len(r.explanation) for r in rows)} | share("winner_longer", sum(unequal), len(unequal)) | {"unequal_lengths": len(unequal)}
 
-# %% ../nbs/21_eft.ipynb #c039
+# %% ../nbs/21_eft.ipynb #c041
 def trl_ift(rows: list[IFTRow], domain: Domain) -> list[dict]:
     "Prompt and completion, for SFTTrainer."
     text = lambda r: numbered(r.steps).removeprefix(label(1)).rstrip("\n")
@@ -293,14 +301,14 @@ def _jsonl(path: Path, rows: list):
     "Write a whole JSONL file."
     write_whole(path, "".join(json.dumps(r if isinstance(r, dict) else asdict(r), ensure_ascii=False) + "\n" for r in rows))
 
-# %% ../nbs/21_eft.ipynb #c040
+# %% ../nbs/21_eft.ipynb #c042
 _SIZES = ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (math.inf, "100K<n<1M"))
 
 def data_card(title: str, about: str, splits: dict[str, int],       # file (without .jsonl) -> rows
               licence: str, source: str, settings: dict,            # what it was made with
               tables: dict[str, pd.DataFrame]) -> str:
     "A README for a data set, with the front matter the hub reads."
-    files = "".join(f"\n    - split: {name}\n      path: {name}.jsonl" for name in splits)
+    files = "".join(f"\n    - split: {name}\n      path: {name}.jsonl" for name, rows in splits.items() if rows)   # the hub can't read an empty file
     size = next(text for limit, text in _SIZES if sum(splits.values()) < limit)
     plain = lambda d, at="": [row for k, v in d.items() for row in (plain(v, f"{at}{k}.") if isinstance(v, dict) else [(f"{at}{k}", str(v))])]
     parts = [f"---\npretty_name: {json.dumps(title)}\nlicense: {licence.lower() if licence != 'unknown' else 'unknown'}\ntask_categories:\n- text-generation\n"
@@ -319,7 +327,7 @@ def push_to_hub(folder: str | Path, repo: str, private: bool = True) -> str:
         return str(HfApi().upload_folder(folder_path=str(folder), repo_id=repo, repo_type="dataset", ignore_patterns=["answers.jsonl*", "trees.jsonl", "*.lock", "*.part"]))
     except Exception as e: raise InputError(f"{repo}: the hub did not take it ({str(e).splitlines()[0][:150]})") from e
 
-# %% ../nbs/21_eft.ipynb #c041
+# %% ../nbs/21_eft.ipynb #c043
 def write_ift(out: str | Path, rows: list[IFTRow], rejects: list[Reject], domain: Domain, source: str, licence: str = "unknown", settings: dict = {}) -> pd.DataFrame:
     "The IFT data set as a folder: train.jsonl, trl.jsonl, rejected.jsonl, README.md; its table of rejects."
     out, table = Path(out), reject_table(len(rows), rejects)

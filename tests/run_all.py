@@ -1,6 +1,7 @@
 """Run nbdev_test and pytest, and end with `N passed, N failed`.
 
-`python tests/run_all.py` is the whole quick suite, `--slow` the slow notebooks and the demo. It fails if nothing ran.
+`python tests/run_all.py` is the whole quick suite, `--slow` the tutorials, the notebooks with cells marked `#| slow`, and the demo.
+It fails if nothing ran.
 """
 import os, re, signal, subprocess, sys, threading, time
 from pathlib import Path
@@ -38,6 +39,13 @@ def notebooks(*flags, minutes) -> tuple[int, int]:
     return len(ran) - failed, failed
 
 
+def slow_notebooks() -> tuple[int, int]:
+    "(passed, failed) of the tutorials and of every notebook that has a slow cell, those cells included."
+    marked = [p for p in sorted((ROOT/"nbs").glob("[0-9]*.ipynb")) if '"#| slow' in p.read_text()]
+    done = [notebooks("--path", p.relative_to(ROOT), "--flags", "slow", minutes=25) for p in [ROOT/"nbs"/"tutorials", *marked]]
+    return sum(passed for passed, _ in done), sum(failed for _, failed in done)
+
+
 def tests(*flags, minutes) -> tuple[int, int, int]:
     "(passed, failed, skipped) of pytest."
     out, code = run(sys.executable, "-m", "pytest", "-v", "-rs", "--durations=5", "tests", *flags, minutes=minutes)
@@ -48,7 +56,7 @@ def tests(*flags, minutes) -> tuple[int, int, int]:
 
 def main():
     start, slow = time.time(), "--slow" in sys.argv
-    nb = notebooks("--path", "nbs/tutorials", "--flags", "slow", minutes=25) if slow else notebooks(minutes=12)
+    nb = slow_notebooks() if slow else notebooks(minutes=12)
     py = tests("-m", "slow" if slow else "not slow", minutes=26 if slow else 25)
     passed, failed = nb[0] + py[0], nb[1] + py[1]
     print(f"\n{nb[0]} notebooks and {py[0]} tests passed in {(time.time() - start) / 60:.1f} minutes")
