@@ -9,13 +9,13 @@ __all__ = ['ORDERS', 'LABELS', 'kappa', 'kappa_interval', 'AuditPair', 'judge_la
 # %% ../nbs/25_audit.ipynb #c002
 import random, time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from .explore import Index, agreement, cell_texts, prefixes, usable
 from .pipeline import Run
-from .records import EFTRow, InputError, Step, Trajectory, append_jsonl, as_record, iter_jsonl, write_whole
+from .records import EFTRow, InputError, Step, Trajectory, append_jsonl, as_record, iter_jsonl
 from .statistics import share
 
 # %% ../nbs/25_audit.ipynb #c005
@@ -29,13 +29,13 @@ def kappa(a: list, b: list) -> float | None:
 def kappa_interval(a: list, b: list, draws: int = 1000, seed: int = 0, level: float = .95) -> tuple[float | None, float | None]:
     "Bootstrap interval of kappa, the items drawn again with replacement; (None, None) where kappa is None."
     if kappa(a, b) is None: return None, None
-    names = {x: i for i, x in enumerate(dict.fromkeys([*a, *b]))}
-    x, y = (np.array([names[v] for v in side]) for side in (a, b))
-    rng, out = np.random.default_rng(seed), []
-    for _ in range(draws):
-        i = rng.integers(0, len(x), len(x))
-        if (k := kappa(x[i].tolist(), y[i].tolist())) is not None: out.append(k)
-    return tuple(float(v) for v in np.quantile(out, [(1 - level) / 2, (1 + level) / 2])) if out else (None, None)
+    names = list(dict.fromkeys([*a, *b]))
+    both, n, k = Counter(zip(a, b)), len(a), len(names)
+    shares = [both[x, y] / n for x in names for y in names]   # items drawn with replacement are counts drawn from these
+    tables = np.random.default_rng(seed).multinomial(n, shares, draws).reshape(draws, k, k) / n
+    chance, agree = (tables.sum(1) * tables.sum(2)).sum(1), np.trace(tables, axis1=1, axis2=2)
+    out = (agree - chance) / np.where(chance < 1 - 1e-9, 1 - chance, np.nan)   # a draw of one label only has no kappa
+    return tuple(float(v) for v in np.nanquantile(out, [(1 - level) / 2, (1 + level) / 2]))
 
 # %% ../nbs/25_audit.ipynb #c010
 @dataclass
@@ -119,7 +119,9 @@ class Label:
     @property
     def key(self): return self.arm, self.n, self.problem_id, self.step, self.attempt, *sorted((self.a, self.b))
 
-def label_file(run: Run) -> Path: return run.path/"labels.jsonl"
+def label_file(run: Run) -> Path:
+    "Where a run's labels are kept."
+    return run.path/"labels.jsonl"
 
 def add_label(run: Run, p: AuditPair, label: str, name: str = "") -> Label:
     "Append a label to the run's file, with the time. InputError for an unknown label or a file that can't be written."

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Right', 'PROBLEM_COLUMNS', 'FILTERS', 'Look', 'lines', 'at_work', 'model_rows', 'look', 'golds', 'trajectory_figures',
-           'read_line', 'Index', 'index_file', 'grader', 'run_index', 'problem_table', 'choose_problems',
+           'read_line', 'Index', 'index_file', 'grader', 'run_index', 'run_indexes', 'problem_table', 'choose_problems',
            'load_trajectory', 'step_label', 'fate', 'step_tree', 'prefixes', 'candidate_table', 'step_table',
            'judgement_table', 'usable', 'verdict_matrix', 'agreement', 'disagreements', 'cell_texts', 'made_up_run']
 
 # %% ../nbs/23_explore.ipynb #c002
-import fcntl, json, re, zlib
+import fcntl, json, zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -76,14 +76,13 @@ def look(path: str | Path) -> Look:
     "What is in a folder; problems become notes, never an error."
     path = Path(path)
     if not path.is_dir(): return Look(path, None, [f"{path}: no such folder."])
-    found = sorted(str(f.relative_to(path)) for f in path.glob("**/*.jsonl"))[:8]
-    there = f" There is {', '.join(found)}." if found else " There is nothing of a run in it."
     schema = _schema(path)
-    try: run = open_run(path)
+    try: run = open_run(path); models = model_rows(run)
     except (InputError, OSError, ValueError) as e:
         old = " Its recipe is of an older or newer layout." if (path/"recipe.yaml").is_file() else ""
+        found = sorted(str(f.relative_to(path)) for depth in ("*", "*/*") for f in path.glob(f"{depth}.jsonl"))[:8]
+        there = f" There is {', '.join(found)}." if found else " There is nothing of a run in it."
         return Look(path, None, [f"{e}.{old}{there}"])
-    models = model_rows(run)
     notes = _notes(run, models, at_work(path))
     if schema != SCHEMA: notes.insert(0, f"This run was written in layout {schema}, this version reads {SCHEMA}: what does not fit is left out.")
     return Look(path, run, notes, models)
@@ -211,6 +210,11 @@ def run_index(run: Run, n: int, arm: str | None = None, before: Index | None = N
         raise InputError(f"{path}: no trajectories; there are those of {there}")
     return index_file(path, grader(run, n), before)
 
+def run_indexes(run: Run, arm: str | None = None) -> dict[str, Index]:
+    "`{model: index}` of an arm's searches, as far as there are any."
+    arm = arm or run.recipe.arms[0]
+    return {f"M{n}": run_index(run, n, arm) for n in range(2, run.last + 1) if (run.folder(arm, n)/"trajectories.jsonl").is_file()}
+
 PROBLEM_COLUMNS = ["id", "right", "steps", "tried", "rollbacks", "pairs", "margin", "consistency", "disagree", "abstained", "ended", "answer", "question"]
 
 def problem_table(index: Index) -> pd.DataFrame:
@@ -220,7 +224,7 @@ def problem_table(index: Index) -> pd.DataFrame:
 # %% ../nbs/23_explore.ipynb #c035
 FILTERS = {"all": lambda t: t.id == t.id, "right": lambda t: t.right.eq(True), "wrong": lambda t: t.right.eq(False),
            "rolled back": lambda t: t.rollbacks > 0, "orders disagree": lambda t: t.disagree > 0, "abstained": lambda t: t.abstained > 0,
-           "no answer": lambda t: t.ended.ne("answered"), "has pairs": lambda t: t.pairs > 0}
+           "no answer": lambda t: t.answer.isna(), "has pairs": lambda t: t.pairs > 0}
 
 def choose_problems(table: pd.DataFrame, search: str = "", show: str = "all", sort: str = "", descending: bool = False) -> pd.DataFrame:
     "The rows whose id, question or answer hold every word of `search`, filtered by a name in FILTERS and sorted; rows without a value come last."

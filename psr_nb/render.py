@@ -6,7 +6,7 @@
 __all__ = ['STYLE', 'plain', 'mathml', 'shown', 'cell', 'html_table', 'note', 'active_parts', 'hostile_texts']
 
 # %% ../nbs/24_render.ipynb #c002
-import html, json, re, unicodedata
+import html, json, re
 from html.parser import HTMLParser
 import pandas as pd
 from .records import packaged
@@ -72,7 +72,8 @@ def cell(value) -> str:
     "One table cell as safe HTML: numbers rounded, nothing for a missing value, text as `shown`."
     if value is None or value is pd.NA or (isinstance(value, float) and value != value): return ""
     if isinstance(value, bool): return "\u2713" if value else "\u2717"
-    if isinstance(value, (int, float)): return f"{value:.3f}".rstrip("0").rstrip(".") if value % 1 else f"{int(value):,}"
+    if isinstance(value, (int, float)) and value % 1: return f"{value:.3f}".rstrip("0").rstrip(".") if abs(value) >= .0005 else f"{value:.1g}"
+    if isinstance(value, (int, float)): return f"{int(value):,}"
     return shown(value)
 
 def _short(value) -> str: return (' class="s"' if len(value) <= 24 else ' class="long"') if isinstance(value, str) else ""

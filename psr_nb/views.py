@@ -11,7 +11,7 @@ import html
 import pandas as pd
 from .explore import agreement, candidate_table, cell_texts, disagreements, step_label, step_tree, usable, verdict_matrix
 from .records import Step, Trajectory
-from .render import STYLE, html_table, plain, shown
+from .render import html_table, plain, shown
 
 # %% ../nbs/28_views.ipynb #c005
 def badge(text, kind: str = "") -> str:

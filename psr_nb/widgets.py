@@ -17,11 +17,11 @@ function render({ model, el }) {
   const box = document.createElement('div'); box.className = 'psr-picker'; box.tabIndex = 0; box.dataset.lmSuppressShortcuts = 'true';
   box.setAttribute('role', 'grid'); box.setAttribute('aria-label', model.get('label')); el.append(box);
   const pick = key => { model.set('selected', key); model.save_changes(); };
-  const mark = () => { for (const tr of box.querySelectorAll('tbody tr')) {
+  const mark = (scroll = true) => { for (const tr of box.querySelectorAll('tbody tr')) {
       const on = tr.dataset.key === model.get('selected'); tr.classList.toggle('on', on); tr.setAttribute('aria-selected', on);
-      if (on) { const top = tr.offsetTop, end = top + tr.offsetHeight, head = 30;
+      if (on && scroll) { const top = tr.offsetTop, end = top + tr.offsetHeight, head = 30;
         if (top - head < box.scrollTop) box.scrollTop = top - head; else if (end > box.scrollTop + box.clientHeight) box.scrollTop = end - box.clientHeight; } } };
-  const draw = () => { box.style.height = model.get('height'); const table = document.createElement('table'), [by, down] = model.get('sort');
+  const draw = (scroll = true) => { box.style.height = model.get('height'); const table = document.createElement('table'), [by, down] = model.get('sort');
     const head = table.createTHead().insertRow();
     for (const name of model.get('columns')) { const th = document.createElement('th');
       th.textContent = name.replaceAll('_', ' ') + (name === by ? (down ? ' \\u25bc' : ' \\u25b2') : ''); th.dataset.column = name;
@@ -31,12 +31,14 @@ function render({ model, el }) {
     for (const row of model.get('rows')) { const tr = body.insertRow(); tr.dataset.key = row.key; tr.className = row.kind || ''; tr.setAttribute('role', 'row');
       for (const text of row.cells) { const td = tr.insertCell(); td.textContent = text; }
       tr.onclick = () => pick(row.key); }
-    box.replaceChildren(table); mark(); };
+    const more = document.createElement('div'); more.className = 'more'; more.textContent = model.get('more');
+    box.replaceChildren(table, more); mark(scroll); };
   box.addEventListener('keydown', e => { const step = { ArrowDown: 1, ArrowUp: -1 }[e.key]; if (!step) return;
     const keys = model.get('rows').map(r => r.key), i = keys.indexOf(model.get('selected'));
     e.preventDefault(); e.stopPropagation(); if (keys.length) pick(keys[Math.max(0, Math.min(keys.length - 1, i + step))]); });
-  for (const what of ['rows', 'columns', 'sort', 'height']) model.on('change:' + what, draw);
-  model.on('change:selected', mark); draw();
+  for (const what of ['rows', 'columns', 'more']) model.on('change:' + what, () => draw(false));   // rows that grow leave the reader where he is
+  for (const what of ['sort', 'height']) model.on('change:' + what, () => draw());
+  model.on('change:selected', () => mark()); draw();
 }
 export default { render };
 """
@@ -44,6 +46,7 @@ _PICKER_CSS = """
 .psr-picker{overflow:auto;border:1px solid #d8dee4;border-radius:6px;background:#fff;color:#1f2328;font:12.5px/1.45 system-ui,sans-serif;position:relative}
 .psr-picker:focus{outline:2px solid #4c6ef5;outline-offset:-1px}
 .psr-picker table{border-collapse:separate;border-spacing:0;width:100%}.psr-picker th{position:sticky;top:0;background:#f3f5f7;text-align:left;padding:.25rem .5rem;border-bottom:1px solid #d8dee4;white-space:nowrap}
+.psr-picker .more{padding:.2rem .5rem;color:#57606a}
 .psr-picker th.sorts{cursor:pointer}.psr-picker td{padding:.15rem .5rem;border-bottom:1px solid #eef0f2;max-width:34rem;overflow:hidden;text-overflow:ellipsis;white-space:nowrap;unicode-bidi:isolate;text-align:left}
 .psr-picker tbody tr{cursor:pointer}.psr-picker tbody tr:hover td{background:#f4f6ff}.psr-picker tbody tr.on td{background:#dbe4ff}
 .psr-picker tr.path td:first-child{border-left:3px solid #2b8a3e}.psr-picker tr.rolled td{color:#868e96;text-decoration:line-through}.psr-picker tr.dropped td:first-child{border-left:3px solid #adb5bd}
@@ -68,6 +71,7 @@ class RowPicker(anywidget.AnyWidget):
     sortable = traitlets.Bool(False).tag(sync=True)
     height = traitlets.Unicode("220px").tag(sync=True)
     label = traitlets.Unicode("").tag(sync=True)
+    more = traitlets.Unicode("").tag(sync=True)         # what is said below the rows, where some were left out
 
     def show(self, frame: pd.DataFrame, keys: list[str], kinds: list[str] | None = None, most: int = 1000):
         "Show the first `most` rows of a DataFrame under these keys; a selection that is no longer there is dropped."
@@ -75,6 +79,7 @@ class RowPicker(anywidget.AnyWidget):
         with self.hold_sync():
             self.columns = [str(c) for c in frame.columns]
             self.rows = [{"key": k, "cells": [cell_text(v) for v in row], "kind": kind} for k, row, kind in zip(keys, values, kinds or [""] * len(keys))]
+            self.more = f"the first {most:,} of {len(frame):,} rows" if len(frame) > most else ""
             if self.selected not in {r["key"] for r in self.rows}: self.selected = ""
 
     def move(self, by: int):
@@ -111,4 +116,5 @@ class Keys(anywidget.AnyWidget):
         self.on_msg(lambda _, content, buffers: self.press(content.get("key", "")))
 
     def press(self, key: str):
+        "Do what a key stands for."
         if key in self.actions: self.actions[key]()

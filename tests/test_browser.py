@@ -2,7 +2,7 @@
 
 Screenshots go to the folder named in PSR_SCREENSHOTS. Skipped only where there is no Chromium: `apt-get install chromium`.
 """
-import json, os, re, shutil, socket, subprocess, sys, time, urllib.request
+import fcntl, json, os, re, shutil, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 import pytest
 
@@ -163,7 +163,7 @@ def test_choose_a_problem_and_read_the_judge(explorer, lab):
         page.mouse.move(at[0] + 3, at[1] + 3); page.mouse.move(*at, steps=3); page.wait_for_timeout(500)
         page.mouse.down(); page.mouse.up(); page.wait_for_timeout(1500)
         return words().startswith(f"A is {w}, B is 1") and " ".join(wanted["text"].split()) in words()
-    until(click, "the judge's words on the cell clicked")
+    until(click, "the judge's words on the cell clicked", 90)
     shot_of(page, panel, "steps")
     if folder := os.environ.get("PSR_SCREENSHOTS"): page.screenshot(path=str(Path(folder)/"explorer.png"), clip={"x": 370, "y": 90, "width": 1085, "height": 1130})
 
@@ -206,12 +206,25 @@ def test_keys(explorer):
 def test_compare(explorer):
     page, panel = explorer.page, explorer.panel
     tab(panel, "Compare")
+    panel.get_by_text("The same problems solved by each model").click()   # the tutorial has opened the next part
     panel.get_by_role("grid", name="evaluated problems").locator("tbody tr").nth(2).click()
     panel.locator("td:visible", has_text="M4").first.wait_for()
     shot_of(page, panel, "compare")
     panel.get_by_text("The same pairs judged by other models").click()
     page.wait_for_timeout(500)
     shot_of(page, panel, "compare-judges")
+
+
+def test_another_judge_by_a_button(explorer):
+    page, panel = explorer.page, explorer.panel
+    panel.get_by_label("Pairs judged to make").first.select_option("M2")
+    panel.get_by_text("No other model has judged these pairs yet.").wait_for()
+    panel.get_by_label("Another judge").fill("M0=packaged:models/demo-m0")
+    panel.get_by_role("button", name="Judge these pairs again").click()
+    panel.get_by_text("M0 has judged the pairs of M2").wait_for(timeout=3 * WAIT)
+    until(lambda: panel.get_by_role("grid", name="flipped verdicts").locator("tbody tr").count() > 0, "flips")
+    until(lambda: panel.locator(".psr-pair:visible").count() == 2, "the words of both judges")
+    shot_of(page, panel, "compare-again")
 
 
 def test_label_three_pairs_and_find_them_again(explorer, lab, browser):
@@ -244,6 +257,12 @@ def test_no_errors(explorer):
     explorer.clean()
 
 
+def write_notebook(path: Path, *cells: str):
+    "A notebook of code cells."
+    cell = lambda i, source: {"cell_type": "code", "id": f"c{i}", "metadata": {}, "source": source, "outputs": [], "execution_count": None}
+    path.write_text(json.dumps({"cells": [cell(*c) for c in enumerate(cells)], "metadata": {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}, "nbformat": 4, "nbformat_minor": 5}))
+
+
 def hostile_run(folder: Path) -> Path:
     from psr_nb.explore import made_up_run
     from psr_nb.render import hostile_texts
@@ -259,9 +278,7 @@ def hostile_run(folder: Path) -> Path:
 
 def test_hostile_run_is_inert_in_the_explorer(browser, lab):
     path = hostile_run(lab[1])
-    cell = lambda source: {"cell_type": "code", "id": f"c{len(source)}", "metadata": {}, "source": source, "outputs": [], "execution_count": None}
-    cells = [cell("from psr_nb.dashboard import RunExplorer"), cell(f"x = RunExplorer({str(path)!r})\nx")]
-    (lab[1]/"tutorials/nasty.ipynb").write_text(json.dumps({"cells": cells, "metadata": {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}, "nbformat": 4, "nbformat_minor": 5}))
+    write_notebook(lab[1]/"tutorials/nasty.ipynb", "from psr_nb.dashboard import RunExplorer", f"x = RunExplorer({str(path)!r})\nx")
     w = Watched(browser, rf"{lab[0]}|data:|blob:|ws:")
     panel = open_and_run(w, lab[0], "nasty")
     tab(panel, "Steps")
@@ -283,6 +300,45 @@ def test_hostile_run_is_inert_in_the_explorer(browser, lab):
     bad = w.page.evaluate("""Array.from(document.querySelectorAll('.psr-explorer *')).filter(e => ['SCRIPT', 'IFRAME', 'IMG', 'OBJECT', 'EMBED', 'LINK', 'BASE', 'FORM', 'META'].includes(e.tagName)
         || Array.from(e.attributes).some(a => a.name.startsWith('on') || /javascript:/i.test(a.value))).map(e => e.outerHTML.slice(0, 100))""")
     assert bad == []
+    w.clean()
+    w.context.close()
+
+
+def test_live_shows_a_run_grow_while_the_kernel_is_free(browser, lab):
+    path = shutil.copytree(ROOT/"data/runs/demo", lab[1]/"growing")
+    whole = (path/"M3/trajectories.jsonl").read_text().splitlines(keepends=True)
+    (path/"M3/trajectories.jsonl").write_text("".join(whole[:3]))
+    later = shutil.move(path/"M4", lab[1]/"M4-later")
+    held = open(path/".lock", "w")
+    fcntl.flock(held, fcntl.LOCK_EX)   # as a process at work in the run does
+    pulse = "import asyncio, time\nbeats = []\nasync def beat():\n    while True: beats.append(time.time()); await asyncio.sleep(.02)\npulse = asyncio.create_task(beat())\n"
+    write_notebook(lab[1]/"tutorials/live.ipynb", f"{pulse}from psr_nb.dashboard import RunExplorer\nx = RunExplorer({str(path)!r}, seconds=.5)\nx.go_into('M3')\nx",
+                   "f'beat {len(beats)}, longest pause {max(b - a for a, b in zip(beats[5:], beats[6:])):.2f} s' if len(beats) > 99 else 'young'")
+    w = Watched(browser, rf"{lab[0]}|data:|blob:|ws:")
+    panel = open_and_run(w, lab[0], "live")
+    panel.get_by_text("A process is at work in this run").wait_for()
+    rows = panel.get_by_role("grid", name="problems", exact=True).locator("tbody tr")
+    until(lambda: rows.count() == 3, "three searches")
+    rows.nth(1).click()
+    key = rows.nth(1).get_attribute("data-key")
+    for n, line in enumerate(whole[3:], 4):
+        with open(path/"M3/trajectories.jsonl", "a") as f: f.write(line[:99]); f.flush(); time.sleep(.2); f.write(line[99:])
+        until(lambda: rows.count() == n, f"{n} searches")
+        assert selected(panel, "problems") == key
+    panel.locator(".psr-question:visible", has_text=key).wait_for()
+    shot_of(w.page, panel, "live")
+    shutil.copytree(later, path/"M4")
+    until(lambda: panel.locator("option", has_text="M4 (").count() > 0, "the next iteration")
+    fcntl.flock(held, fcntl.LOCK_UN)
+    until(lambda: panel.get_by_text("A process is at work in this run").count() == 0, "the run has ended")
+    assert selected(panel, "problems") == key
+    mine = w.page.locator(".jp-CodeCell").nth(1)
+    mine.locator(".cm-content").click()
+    w.page.keyboard.press("Control+Enter")   # a cell of the reader's own, while Live goes on
+    said = mine.locator(".jp-OutputArea-output")
+    until(lambda: "longest pause" in said.inner_text(), "the answer of another cell")
+    print(said.inner_text())
+    assert float(re.search(r"pause ([\d.]+)", said.inner_text())[1]) < 1
     w.clean()
     w.context.close()
 
@@ -328,3 +384,38 @@ def test_hostile_report_is_inert(browser, tmp_path):
         picture(w.page, "hostile-report")
         w.clean()
         w.context.close()
+
+
+def test_report_of_a_large_run_opens_quickly(browser, tmp_path):
+    "1,200 problems: with the usual sample, and with as many searches as fit."
+    from bench_explorer import build
+    from psr_nb.dashboard import report_html
+    run = build(tmp_path, steps=4)
+    for sample in (20, 1200):
+        (tmp_path/"report.html").write_text(report_html(run, sample))
+        size, seconds = (tmp_path/"report.html").stat().st_size, []
+        for _ in range(3):   # the quickest: machines are shared
+            w, s = opened(browser, tmp_path/"report.html")
+            seconds.append(s)
+            assert "drawn by lot, of 400" in w.page.content()
+            w.clean()
+            w.context.close()
+        print(f"sample {sample}: {size / 1e6:.1f} MB, opened in {', '.join(f'{s:.2f}' for s in seconds)} s")
+        assert size < 10e6 and min(seconds) < 3
+
+
+def test_figures_as_png(psr, tmp_path):
+    pytest.importorskip("kaleido", reason="no kaleido (pip install kaleido)")
+    p = psr("report", ROOT/"data/runs/demo", "--figures", tmp_path/"png", "--png", env={**os.environ, "BROWSER_PATH": CHROMIUM})
+    assert p.returncode == 0, p.stderr
+    files = [Path(line) for line in p.stdout.splitlines()]
+    assert len(files) == 8 and sorted(files) == sorted((tmp_path/"png").iterdir())
+    for f in files:
+        data = f.read_bytes()
+        assert data[:8] == b"\x89PNG\r\n\x1a\n" and (int.from_bytes(data[16:20]), int.from_bytes(data[20:24])) == (1120, 660) and len(data) > 8000
+    if folder := os.environ.get("PSR_SCREENSHOTS"): shutil.copy(files[0], Path(folder)/"figure.png")
+
+
+def test_figures_as_png_without_a_browser(psr, tmp_path):
+    p = psr("report", ROOT/"data/runs/demo", "--figures", tmp_path/"png", "--png", env={**os.environ, "BROWSER_PATH": "/nowhere/chromium"})
+    assert (p.returncode, p.stderr.count("\n")) == (2, 1) and "PNG needs kaleido (pip install kaleido) and Chrome or Chromium" in p.stderr
