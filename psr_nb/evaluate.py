@@ -17,12 +17,13 @@ import pandas as pd
 import plotly.graph_objects as go
 from .benchmarks import bad_golds, benchmark_name, load_benchmark
 from .data import _rows, corrupted, load_eft
-from .engines import Engine, TransformersEngine
-from .judge import JudgeSettings, judge_requests, judge_stats
-from .prompts import MATH, Domain, label, label_ids, prompt_ids, read_verdict
+from .engines import Engine
+from .judge import JudgeSettings, judge_stats, judged
+from .prompts import MATH, Domain, label, label_ids, prompt_ids
 from .records import EFTRow, InputError, Judgement, Problem, Request, Sampling, append_jsonl, packaged, read_jsonl, write_whole
 from .search import SearchSettings, drive, search, seed_of
 from .statistics import accuracy_table, compare, majority, mean_interval, pass_at_k, share, to_latex, to_markdown_table, wilson
+from .vllm import EngineSettings, engine_kind, open_engine
 
 # %% ../nbs/17_evaluate.ipynb #c005
 @dataclass
@@ -111,6 +112,7 @@ def _unique(what: str, names: list[str]):
         if name in seen: raise InputError(f"{what} {name!r} is there twice; give each a name of its own")
         seen.add(name)
 
+# %% ../nbs/17_evaluate.ipynb #c012
 def evaluate(engine: Engine, problems: list[Problem], domain: Domain, path: str | Path, s: EvalSettings = EvalSettings(),
              benchmark: str = "test", progress: Callable[[str, int, int], None] = lambda *_: None,
              search_settings: SearchSettings = SearchSettings(on_tie="skip"), judge_settings: JudgeSettings = JudgeSettings(),
@@ -134,7 +136,7 @@ def evaluate(engine: Engine, problems: list[Problem], domain: Domain, path: str 
         on_row(row); progress("evaluating", sum(p.id in rows for p in problems), len(problems))
     return [rows[p.id] for p in problems]
 
-# %% ../nbs/17_evaluate.ipynb #c012
+# %% ../nbs/17_evaluate.ipynb #c013
 def _interval(name: str, scores: list[float]) -> dict:
     "Mean of scores between 0 and 1 with its interval: Wilson's where all are 0 or 1, else the bootstrap's, which is sure of whatever doesn't vary."
     if set(scores) <= {0, 1}: return share(name, int(sum(scores)), len(scores))
@@ -156,7 +158,7 @@ def accuracy(rows: list[EvalRow]) -> dict:
         out |= _interval(name, [score(r) for r in rows])
     return out
 
-# %% ../nbs/17_evaluate.ipynb #c021
+# %% ../nbs/17_evaluate.ipynb #c022
 def cost_figure(results: dict[str, dict]) -> go.Figure:
     "Accuracy in per cent against tokens for a problem (logarithmic): one point, with its interval, for each way or model in `results`."
     fig = go.Figure(layout=dict(template="plotly_white", width=640, height=360, margin=dict(t=30), showlegend=False,
@@ -167,7 +169,7 @@ def cost_figure(results: dict[str, dict]) -> go.Figure:
                         error_y=dict(array=[high - y], arrayminus=[y - low]), hovertemplate="%{text}: %{y:.1f} %, %{x:.0f} tokens")
     return fig
 
-# %% ../nbs/17_evaluate.ipynb #c030
+# %% ../nbs/17_evaluate.ipynb #c031
 def fingerprint(model: str, tokenizer) -> dict:
     "What a model is: its name, its weights (name, size and first and last bytes of each file) and its chat template, as short hashes."
     short = lambda data: hashlib.blake2b(data, digest_size=6).hexdigest()
@@ -190,7 +192,7 @@ def same_settings(folder: str | Path, kept: dict) -> None:
         raise InputError(f"{folder} holds rows of another evaluation ({'; '.join(diff[:5])}); give this one another folder")
     write_whole(path, json.dumps(kept, indent=1))
 
-# %% ../nbs/17_evaluate.ipynb #c033
+# %% ../nbs/17_evaluate.ipynb #c034
 def progress_bar(unit: str) -> Callable[..., None]:
     "A progress function with a tqdm bar for each thing it is told of, made when it first hears of it: what was done before isn't this run's speed."
     from tqdm.auto import tqdm
@@ -213,11 +215,11 @@ def model_path(name: str) -> str:
     "Folder or hub id of a model as given: `packaged:NAME` is one that ships with psr_nb."
     return str(packaged(name.removeprefix("packaged:"))) if name.startswith("packaged:") else name
 
-# %% ../nbs/17_evaluate.ipynb #c035
+# %% ../nbs/17_evaluate.ipynb #c036
 def evaluate_models(models: dict[str, str],           # name -> folder, hub id or packaged:NAME
                     benchmarks: list[str],            # as `load_benchmark` takes them
                     out: str | Path,                  # folder for the rows and tables, continued if it exists
-                    domain: Domain = MATH, s: EvalSettings = EvalSettings(), limit: int | None = None, dtype: str = "auto",
+                    domain: Domain = MATH, s: EvalSettings = EvalSettings(), limit: int | None = None, e: EngineSettings = EngineSettings(),
                     search_settings: SearchSettings = SearchSettings(on_tie="skip"), judge_settings: JudgeSettings = JudgeSettings(),
                     allow_bad_gold: bool = False) -> dict[str, dict[str, dict]]:
     "results[model][benchmark] as `accuracy` gives them. Rows are in OUT/MODEL/BENCHMARK.jsonl, the table in OUT/table.{md,csv,tex}."
@@ -226,8 +228,8 @@ def evaluate_models(models: dict[str, str],           # name -> folder, hub id o
     _refuse_bad_golds([p for problems in sets.values() for p in problems], allow_bad_gold)
     ways = {"search": asdict(search_settings), "judge": asdict(judge_settings)} if s.mode == "search" else {}
     for name, model in models.items():
-        engine = TransformersEngine(path := model_path(model), dtype=dtype)
-        same_settings(out/name, fingerprint(path, engine.tokenizer) | {"domain": domain.name, "asks": domain.ask("?"), "dtype": dtype, "settings": asdict(s)} | ways)
+        engine = open_engine(path := model_path(model), e)
+        same_settings(out/name, fingerprint(path, engine.tokenizer) | {"domain": domain.name, "asks": domain.ask("?"), "engine": engine_kind(path, e), "dtype": e.dtype, "settings": asdict(s)} | ways)
         results[name] = {}
         for bench, problems in sets.items():
             progress, on_row = _with_accuracy(f"{name}, {bench}")
@@ -239,7 +241,7 @@ def evaluate_models(models: dict[str, str],           # name -> folder, hub id o
         write_whole(out/file, text)
     return results
 
-# %% ../nbs/17_evaluate.ipynb #c038
+# %% ../nbs/17_evaluate.ipynb #c039
 def compare_models(out: str | Path, a: str, b: str) -> pd.DataFrame:
     "For each benchmark that both models of an `evaluate_models` folder solved: the difference b - a with its interval, and McNemar's test. InputError where there's none."
     scores = lambda f: {(r.id, r.gold): r.equal for r in read_jsonl(f, EvalRow)}   # another gold answer is another problem
@@ -248,7 +250,7 @@ def compare_models(out: str | Path, a: str, b: str) -> pd.DataFrame:
     if not rows: raise InputError(f"{out}: no benchmark that both {a} and {b} solved")
     return pd.DataFrame(rows.values(), pd.Index(rows, name="benchmark"))
 
-# %% ../nbs/17_evaluate.ipynb #c044
+# %% ../nbs/17_evaluate.ipynb #c045
 @dataclass
 class JudgeRow:
     "One held-out pair judged in one order."
@@ -270,11 +272,10 @@ def _gold_in(r: EFTRow, order: str) -> str:
 def _judge_pair(r: EFTRow, order: str, tokenizer, domain: Domain, s: JudgeSettings, context: int):
     "Generator (for `drive`) that judges one pair in one order and returns its JudgeRow."
     asked = [(0, 1) if order == "ab" else (1, 0)]
-    requests = judge_requests(tokenizer, domain, r.question, r.steps, [r.a, r.b], asked, s, lambda a, b: seed_of(r.id, a, b))
-    text = (yield requests)[0][0].text if len(requests[0].prompt_ids) < context else ""
-    return JudgeRow(r.id, order, _gold_in(r, order), read_verdict(text), text)
+    [j] = yield from judged(tokenizer, domain, r.question, r.steps, [r.a, r.b], asked, s, lambda a, b: seed_of(r.id, a, b), context)
+    return JudgeRow(r.id, order, _gold_in(r, order), j.verdict, j.text)
 
-# %% ../nbs/17_evaluate.ipynb #c045
+# %% ../nbs/17_evaluate.ipynb #c046
 def evaluate_judge(engine: Engine, rows: list[EFTRow], domain: Domain, path: str | Path, s: JudgeSettings = JudgeSettings(),
                    progress: Callable[[str, int, int], None] = lambda *_: None) -> list[JudgeRow]:
     "Judge every pair in both orders, one row each in the JSONL file `path`, continuing it if it exists. InputError for an id of two pairs, or rows of other pairs."
@@ -306,7 +307,7 @@ def judge_accuracy(rows: list[JudgeRow]) -> dict:
     return (out | share("judge_swap_consistency", c["consistent"], c["both_orders"]) | halved("judge_abstention", c["abstained"], len(rows))
             | halved("judge_position_bias", c["said_a"], c["comparisons"] - c["abstained"]))
 
-# %% ../nbs/17_evaluate.ipynb #c049
+# %% ../nbs/17_evaluate.ipynb #c050
 def prm800k_steps(row: dict, where: str) -> tuple[str, list[tuple[list[str], list[tuple[str, int | None]]]]]:
     """(problem, [(steps chosen before, [(candidate, rating)])] for each step) of a PRM800K record (Lightman et al. 2023, arXiv 2305.20050).
 
@@ -329,7 +330,7 @@ def _prm800k_pairs(where: str, row: dict) -> list[EFTRow]:
     pairs = [(k, steps, first(rated, 1), first(rated, -1)) for k, (steps, rated) in enumerate(spots, 1)]
     return [EFTRow(f"{Path(where).name}/{k}", question, steps, good, bad, "A", "", "PRM800K") for k, steps, good, bad in pairs if good and bad]
 
-# %% ../nbs/17_evaluate.ipynb #c050
+# %% ../nbs/17_evaluate.ipynb #c051
 def _check_processbench(where: str, r: dict):
     "InputError for a row that isn't ProcessBench's."
     steps = r["steps"] if isinstance(r["steps"], list) and all(isinstance(s, str) for s in r["steps"]) else []
@@ -351,7 +352,7 @@ def _processbench_pairs(rows: list[dict], rng) -> list[list[EFTRow]]:
         else: out.append([])
     return out
 
-# %% ../nbs/17_evaluate.ipynb #c051
+# %% ../nbs/17_evaluate.ipynb #c052
 _COLUMNS = {"PRM800K": {"question", "label"}, "ProcessBench": {"id", "problem", "steps", "label"}}
 
 def load_judge_test(source: str, limit: int | None = None, seed: int = 0) -> tuple[list[EFTRow], dict[str, int]]:
