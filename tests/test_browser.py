@@ -163,7 +163,8 @@ def test_choose_a_problem_and_read_the_judge(explorer, lab):
         page.mouse.move(at[0] + 3, at[1] + 3); page.mouse.move(*at, steps=3); page.wait_for_timeout(500)
         page.mouse.down(); page.mouse.up(); page.wait_for_timeout(1500)
         return words().startswith(f"A is {w}, B is 1") and " ".join(wanted["text"].split()) in words()
-    until(click, "the judge's words on the cell clicked", 90)
+    try: until(click, "the judge's words on the cell clicked", 60)
+    except AssertionError: picture(page, "steps-failed"); raise
     shot_of(page, panel, "steps")
     if folder := os.environ.get("PSR_SCREENSHOTS"): page.screenshot(path=str(Path(folder)/"explorer.png"), clip={"x": 370, "y": 90, "width": 1085, "height": 1130})
 
@@ -220,6 +221,7 @@ def test_another_judge_by_a_button(explorer):
     panel.get_by_label("Pairs judged to make").first.select_option("M2")
     panel.get_by_text("No other model has judged these pairs yet.").wait_for()
     panel.get_by_label("Another judge").fill("M0=packaged:models/demo-m0")
+    until(panel.get_by_role("button", name="Judge these pairs again").is_enabled, "the end of the tutorial's own judging", 120)
     panel.get_by_role("button", name="Judge these pairs again").click()
     panel.get_by_text("M0 has judged the pairs of M2").wait_for(timeout=3 * WAIT)
     until(lambda: panel.get_by_role("grid", name="flipped verdicts").locator("tbody tr").count() > 0, "flips")
