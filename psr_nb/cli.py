@@ -78,7 +78,7 @@ def evaluate_model(args):
     models = _named_models(args.model)
     s = EvalSettings(args.max_tokens, args.mode, args.samples, args.temperature, args.top_p, args.seed)
     ss = SearchSettings(w=args.w, temperature=args.temperature, top_p=args.top_p, max_step_tokens=args.max_step_tokens, on_tie="skip")
-    results = evaluate_models(models, args.bench, args.out, domain_named(args.domain), s, args.limit, args.dtype, ss, JudgeSettings(), args.allow_bad_gold)
+    results = evaluate_models(models, args.bench, args.out, domain_named(args.domain), s, args.limit, _engine(args), ss, JudgeSettings(), args.allow_bad_gold)
     print(to_markdown_table(accuracy_table(results)))
     for model, by_bench in results.items():
         for bench, a in by_bench.items():
@@ -92,22 +92,35 @@ def evaluate_model(args):
 # %% ../nbs/33_cli.ipynb #c008
 def evaluate_the_judge(args):
     "psr_nb judge-eval"
-    from psr_nb.engines import TransformersEngine
+    from psr_nb.vllm import engine_kind, open_engine
     from psr_nb.evaluate import evaluate_judge, fingerprint, judge_accuracy, load_judge_test, model_path, same_settings
     from psr_nb.judge import JudgeSettings
     from psr_nb.pipeline import domain_named
     pairs, counts = load_judge_test(args.pairs, args.limit)
     domain, s, out = domain_named(args.domain), JudgeSettings(max_tokens=args.max_tokens), Path(args.out)
-    engine = TransformersEngine(model_path(args.model), dtype=args.dtype)
-    same_settings(out, fingerprint(model_path(args.model), engine.tokenizer) | {"pairs": args.pairs, "asks": domain.judge("?", [], "a", "b"), "dtype": args.dtype, "settings": vars(s)})
+    engine = open_engine(model_path(args.model), _engine(args))
+    same_settings(out, fingerprint(model_path(args.model), engine.tokenizer) | {"pairs": args.pairs, "asks": domain.judge("?", [], "a", "b"), "engine": engine_kind(model_path(args.model), _engine(args)), "dtype": args.dtype, "settings": vars(s)})
     from tqdm import tqdm
     with tqdm(total=2 * len(pairs), disable=None, unit="judgement") as bar:
         def progress(what, done, total): bar.update(done - bar.n)
         rows = evaluate_judge(engine, pairs, domain, out/"judgements.jsonl", s, progress)
     print(json.dumps(counts | judge_accuracy(rows), indent=1))
 
+def _engine_options(c):
+    "How a model is run."
+    c.add_argument("--engine", choices=["auto", "transformers", "vllm"], default="auto", help="auto (default) takes vLLM where it is installed and worth it")
+    c.add_argument("--dtype", default="auto", help="auto (default): bfloat16 on a GPU, float32 on a CPU")
+    c.add_argument("--batch-tokens", type=int, default=65536, help="of a batch, prompts and completions; less takes less memory and writes rows sooner (default %(default)s; transformers only)")
+
+def _engine(args):
+    "The engine's settings from the command line."
+    from psr_nb.vllm import EngineSettings
+    return EngineSettings(args.engine, args.dtype, max_batch_tokens=args.batch_tokens)
+
+# %% ../nbs/33_cli.ipynb #c009
 def bench(args):
     "psr_nb bench"
+    if args.what == "search": return _bench_search(args)
     from psr_nb.bench import bench_dpo
     figures = bench_dpo(args.L, args.model)
     if args.json: return print(json.dumps(figures))
@@ -115,7 +128,7 @@ def bench(args):
     print(pd.DataFrame(figures["rows"]).drop(columns="seconds").to_string(index=False, float_format="%.3g"))
     print("ratios above 1 are in favour of the tree; measured on " + ", ".join(f"{k} {v}" for k, v in figures["on"].items()))
 
-# %% ../nbs/33_cli.ipynb #c009
+# %% ../nbs/33_cli.ipynb #c010
 def grade(args):
     "psr_nb grade"
     from tqdm import tqdm
@@ -139,7 +152,7 @@ def grade(args):
     low, high = wilson(right, len(rows))
     print(f"{right} of {len(rows)} equal, {100 * right / len(rows):.1f} % (95 % {100 * low:.1f}-{100 * high:.1f}); " + ", ".join(f"{n} {note}" for note, n in notes.most_common()), file=sys.stderr)
 
-# %% ../nbs/33_cli.ipynb #c010
+# %% ../nbs/33_cli.ipynb #c011
 def report(args):
     "psr_nb report"
     from psr_nb.dashboard import report_html, report_json, save_figures
@@ -168,6 +181,7 @@ def rejudge_run(args):
         print(f"pairs judged to make {m}, against the recorded verdicts:")
         print(judge_agreement(judges(run, index, arm, int(m[1:]))).round(3).to_string(index=False))
 
+# %% ../nbs/33_cli.ipynb #c012
 def probe_run(args):
     "psr_nb probe"
     from psr_nb.compare import models_there, probe_in_child, probe_summary, probe_table
@@ -192,7 +206,7 @@ def show_recipes(args):
     if args.name: load_recipe(args.name); return print(recipes()[args.name].read_text(), end="")
     for name, path in recipes().items(): print(f"{name:20} {' '.join(yaml.safe_load(path.read_text())['about'].split())}")
 
-# %% ../nbs/33_cli.ipynb #c011
+# %% ../nbs/33_cli.ipynb #c013
 _EXAMPLES = """examples:
   psr_nb demo                                   the whole loop on the embedded model, minutes on a laptop
   psr_nb recipes smollm2-gsm8k-cpu              what a recipe says
@@ -204,6 +218,7 @@ _EXAMPLES = """examples:
   psr_nb data ift gsm8k --out data/ift          worked solutions cut into steps
   psr_nb data eft --questions train.jsonl --model base --out data/eft   judgements by rollouts and the model itself
   psr_nb bench dpo                              trees against pairs and TRL's trainer, on this machine
+  psr_nb bench search                           engines, judge policies and prefix caching, on this machine
   psr_nb grade answers.jsonl                    rows with 'gold' and 'answer' (or 'response'): are they equal?
   psr_nb report runs/demo                       one HTML file to send to a colleague
   psr_nb report runs/demo --figures figures     its figures as files
@@ -213,7 +228,7 @@ _EXAMPLES = """examples:
 A run that was stopped is continued by the same command. A question file is JSONL with 'question' and, for
 a test set, 'answer' on each line; a hub data set is owner/name:config:split."""
 
-# %% ../nbs/33_cli.ipynb #c012
+# %% ../nbs/33_cli.ipynb #c014
 def parser() -> argparse.ArgumentParser:
     "The command line."
     p = argparse.ArgumentParser("psr_nb", description="Process-based self-rewarding language models: a model solves step by step, judges its own "
@@ -233,17 +248,52 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--set", action="append", default=[], metavar="SECTION.SETTING=VALUE", help="change one setting; may be repeated")
     add_data_commands(add)
     _evaluation_commands(add)
-    c = add("bench", bench, "measure on this machine: step-DPO as trees against pair by pair and TRL's own trainer")
-    c.add_argument("what", choices=["dpo"])
-    c.add_argument("--model", help="model folder (default: a random Llama of 20 million parameters)")
-    c.add_argument("--L", type=int, nargs="+", default=[3, 6, 9, 12], help="pairs in a trajectory (default 3 6 9 12)")
-    c.add_argument("--json", action="store_true")
+    _bench_commands(add)
     _looking_commands(add)
     c = add("recipes", show_recipes, "list the recipes that ship with psr_nb, or show one")
     c.add_argument("name", nargs="?")
     return p
 
-# %% ../nbs/33_cli.ipynb #c013
+# %% ../nbs/33_cli.ipynb #c015
+def _bench_commands(add):
+    "bench dpo and bench search."
+    c = add("bench", bench, "measure on this machine: step-DPO as trees against pairs and TRL's own trainer, or ways to search")
+    c.add_argument("what", choices=["dpo", "search"])
+    c.add_argument("--model", help="model folder (default: for dpo a random Llama of 20 million parameters, for search the demo's)")
+    c.add_argument("--L", type=int, nargs="+", default=[3, 6, 9, 12], help="dpo: pairs in a trajectory (default 3 6 9 12)")
+    c.add_argument("--questions", help="search: question file or hub data set (default: the demo's)")
+    c.add_argument("--limit", type=int, default=64, help="search: so many questions (default %(default)s)")
+    c.add_argument("--busy", type=int, default=192, help="search: so many questions to measure saturation on (default %(default)s)")
+    c.add_argument("--w", type=int, default=6, help="search: candidates a step (default %(default)s)")
+    c.add_argument("--max-steps", type=int, default=20, help="search: steps of a solution (default %(default)s)")
+    c.add_argument("--max-step-tokens", type=int, default=256, help="search: tokens of a step (default %(default)s)")
+    c.add_argument("--max-tokens", type=int, default=256, help="search: tokens of a judgement (default %(default)s)")
+    c.add_argument("--domain", default="math", help="search: math (default), arithmetic, or module:NAME")
+    c.add_argument("--json", action="store_true")
+    _engine_options(c)
+
+# %% ../nbs/33_cli.ipynb #c016
+def _bench_search(args):
+    "psr_nb bench search"
+    from psr_nb.bench import bench_search
+    from psr_nb.records import packaged
+    from psr_nb.data import load_problems
+    from psr_nb.evaluate import model_path
+    from psr_nb.judge import JudgeSettings
+    from psr_nb.pipeline import domain_named
+    from psr_nb.search import SearchSettings
+    model, source = args.model or "packaged:models/demo-m1", args.questions or str(packaged("demo/questions.jsonl"))
+    problems = load_problems(source, max(args.limit, args.busy))
+    domain = domain_named(args.domain if args.questions else "arithmetic")
+    s = SearchSettings(w=args.w, max_steps=args.max_steps, max_step_tokens=args.max_step_tokens)
+    r = bench_search(model_path(model), problems[:args.limit], domain, s, JudgeSettings(max_tokens=args.max_tokens), _engine(args), problems[:args.busy])
+    if args.json: return print(json.dumps(r))
+    import pandas as pd
+    print(pd.DataFrame(r["ways"]).T.to_string(float_format="%.4g"), pd.DataFrame(r["policies"]).to_string(index=False, float_format="%.3g"), sep="\n\n", end="\n\n")
+    print("\n".join(f"{k}: {r[k]}" for k in r if k not in ("ways", "policies", "on")))
+    print("measured on " + ", ".join(f"{k} {v}" for k, v in r["on"].items()))
+
+# %% ../nbs/33_cli.ipynb #c017
 def _looking_commands(add):
     "report, rejudge and probe."
     c = add("report", report, "write a run's HTML report, or print its figures")
@@ -263,6 +313,7 @@ def _looking_commands(add):
     for x in (c, j, p): x.add_argument("run", help="run folder")
     for x in (j, p): x.add_argument("--arm", help="arm of the run (default: the first)")
 
+# %% ../nbs/33_cli.ipynb #c018
 def _evaluation_commands(add):
     "eval, judge-eval and grade."
     c = add("eval", evaluate_model, "accuracy of models on benchmarks, with 95 %% intervals and paired comparisons")
@@ -287,14 +338,14 @@ def _evaluation_commands(add):
     j.add_argument("--out", default="judge-evaluation", help="folder for the judgements, continued if it exists (default %(default)s)")
     for x in (c, j):
         x.add_argument("--domain", default="math", help="math (default), arithmetic, or module:NAME")
-        x.add_argument("--dtype", default="auto")
+        _engine_options(x)
     g = add("grade", grade, "grade a JSONL file of gold answers and answers; the rows, with 'equal' and 'note', on standard output")
     g.add_argument("file", help="rows with 'gold' and 'answer', or 'response' to read the answer from")
     g.add_argument("--seconds", type=float, default=2.0, help="for one comparison (default %(default)s)")
     g.add_argument("--workers", type=int, help="processes (default: one for each core, at most 8)")
     g.add_argument("--allow-bad-gold", action="store_true", help="count rows whose gold answer can't be graded as wrong")
 
-# %% ../nbs/33_cli.ipynb #c014
+# %% ../nbs/33_cli.ipynb #c019
 def main(argv: list[str] | None = None):
     "The `psr_nb` command. Wrong input is one line on standard error and exit code 2."
     args = parser().parse_args(argv)
