@@ -6,8 +6,9 @@
 __all__ = ['SMALL', 'EngineSettings', 'engine_kind', 'EngineError', 'VLLMEngine', 'open_engine']
 
 # %% ../nbs/05_vllm.ipynb #c002
-import gc, importlib.util, os, time
+import gc, importlib.util, os, threading, time
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 import torch
 from .engines import Engine, TransformersEngine, Usage, check, draw, likeliest, load_tokenizer, uniforms
@@ -84,6 +85,14 @@ def _stream(params, prompt_ids, ids: list[int]):
 class EngineError(RuntimeError):
     "The engine's process ended before its requests did."
 
+def _watch(client):
+    "Tell vLLM's client that its process was killed: of itself it waits for ever for an answer (vLLM 0.32)."
+    from vllm.v1.engine.exceptions import EngineDeadError
+    if not hasattr(client, "outputs_queue"): return   # no process of its own
+    ends = [p.sentinel for p in client.resources.engine_manager.processes]
+    def watch(queue=client.outputs_queue): wait(ends); queue.put_nowait(EngineDeadError())
+    threading.Thread(target=watch, daemon=True).start()
+
 def _sampling(request: Request, index: int, context: int, own_draw: bool):
     "vLLM's sampling parameters for completion `index` of a request."
     from vllm import SamplingParams
@@ -119,6 +128,7 @@ class VLLMEngine:
         self.own_draw = on_cpu and os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
         arguments = _arguments(model, settings, self.context, adapters, on_cpu) | (dict(logits_processors=[_drawing()]) if self.own_draw else {})
         self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        _watch(self.engine.engine_core)
 
     def submit(self, key, request: Request):
         "Queue a request. InputError for an empty prompt, one that fills the context, or ids the model does not have."

