@@ -24,21 +24,26 @@ def _server(args):
     return ServerSettings(args.annotator, args.server, args.key_from, args.annotator_temperature, None, args.max_tokens, args.limit_as, concurrency=args.concurrency,
                           per_minute=args.per_minute, budget=args.budget, timeout=args.timeout)
 
+def _opened(args, model: str):
+    "A model on the engine the arguments name."
+    from psr_nb.evaluate import model_path
+    from psr_nb.vllm import EngineSettings, open_engine
+    return open_engine(model_path(model), EngineSettings(args.engine, args.dtype))
+
 def _asker(args, engine=None, stop: tuple[str, ...] = ()):
     "The annotator the arguments name: a server's model, or one that runs here."
     from psr_nb.annotate import ask_engine, ask_server
-    from psr_nb.engines import TransformersEngine
-    from psr_nb.evaluate import model_path
     from psr_nb.records import Sampling
     path, say = Path(args.out)/"answers.jsonl", lambda line: print(line, file=sys.stderr)
     if args.server or args.openai: return partial(ask_server, path=path, s=_server(args), progress=_bar("answer"), say=say)
-    engine = engine or TransformersEngine(model_path(args.annotator), dtype=args.dtype)
+    engine = engine or _opened(args, args.annotator)
     sampling = Sampling(max_tokens=args.max_tokens, temperature=args.annotator_temperature, stop=stop)
     return partial(ask_engine, path=path, engine=engine, name=args.annotator or args.model, sampling=sampling, progress=_bar("answer"))
 
 # %% ../nbs/32_data_cli.ipynb #c007
 def _annotator_options(c):
     c.add_argument("--annotator", help="model that annotates: a name on the server, or a folder or hub id to run here")
+    c.add_argument("--engine", choices=["auto", "transformers", "vllm"], default="auto", help="for models that run here: auto (default) takes vLLM where it is installed and worth it")
     c.add_argument("--server", help="address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1")
     c.add_argument("--openai", action="store_true", help="the annotator is OpenAI's own (or OPENAI_BASE_URL's) server")
     c.add_argument("--key-from", default="OPENAI_API_KEY", help="environment variable with the key (default %(default)s)")
@@ -115,16 +120,15 @@ def _grown(args, domain, engine):
         (Path(args.out)/"rejected.jsonl").unlink(missing_ok=True); append_jsonl(Path(args.out)/"rejected.jsonl", rejects)
     return grow_trees(engine, problems, domain, scorer, Path(args.out)/"trees.jsonl", trees, _bar("problem")), made_with
 
+# %% ../nbs/32_data_cli.ipynb #c017
 def make_eft(args):
     "psr_nb data eft: the EFT data set as a folder. InputError, before anything is grown, for an annotator that can't be reached, and if no pair of steps is far enough apart."
     from psr_nb.annotate import check_server
     from psr_nb.eft import MATH_EXAMPLES, FilterSettings, Writer, judge_pairs, pairs_of, push_to_hub, shown_how, write_eft
-    from psr_nb.engines import TransformersEngine
-    from psr_nb.evaluate import model_path
     from psr_nb.pipeline import domain_named
     if (args.server or args.openai) and not args.annotator: raise InputError("--server: name the model on it with --annotator")
     if args.server or args.openai: check_server(_server(args))
-    domain, engine = domain_named(args.domain), TransformersEngine(model_path(args.model), dtype=args.dtype)
+    domain, engine = domain_named(args.domain), _opened(args, args.model)
     grown, made_with = _grown(args, domain, engine)
     pairs, counts = pairs_of(grown, args.min_gap, args.scorer)
     if not pairs: raise InputError(f"no pair of steps is {args.min_gap} apart ({counts}); more --children, a higher --temperature or a smaller --min-gap may give some")
@@ -137,7 +141,7 @@ def make_eft(args):
     print(f"{len(grown)} trees, {sum(t.output_tokens for t in grown):,} tokens of steps and rollouts; train.jsonl, test.jsonl, fell.jsonl and README.md are in {args.out}")
     if args.push_to_hub: print(push_to_hub(args.out, args.push_to_hub))
 
-# %% ../nbs/32_data_cli.ipynb #c018
+# %% ../nbs/32_data_cli.ipynb #c019
 def held_out(rows: list, share: float, seed: int = 0) -> tuple[list, list]:
     "(training rows, test rows) of labelled solutions: about `share` of them, whole questions drawn by lot, are for the test. InputError unless 0 <= share < 1."
     import random
@@ -163,7 +167,7 @@ def make_prm(args):
         print(f"{100 * a['accuracy']:.1f} % of {a['accuracy_n']} held-out steps right (95 % {100 * a['accuracy_low']:.1f}-{100 * a['accuracy_high']:.1f}); "
               f"of {a['good_n']} good ones {a['good'] or 0:.1%}, of {a['bad_n']} bad ones {a['bad'] or 0:.1%}")
 
-# %% ../nbs/32_data_cli.ipynb #c020
+# %% ../nbs/32_data_cli.ipynb #c021
 def _ift_options(c):
     c.add_argument("source", help="gsm8k, numinamath-cot or math (from the hub), NAME=PATH, or a file or hub data set with questions and solutions")
     c.add_argument("--cut", choices=["auto", "lines", "sentences", "marks", "annotator"], default="auto", help="what cuts (default %(default)s: step marks, else lines, else sentences)")
@@ -192,7 +196,7 @@ def _prm_options(c):
     c.add_argument("--kind", choices=["causal", "token"], default="causal")
     for name, kind, default in (("learning-rate", float, 1e-5), ("epochs", float, 2), ("batch-size", int, 32), ("test-share", float, .05)): c.add_argument(f"--{name}", type=kind, default=default)
 
-# %% ../nbs/32_data_cli.ipynb #c021
+# %% ../nbs/32_data_cli.ipynb #c022
 def add_data_commands(add):
     "Add `data` with its subcommands; `add(name, function, help)` makes a subcommand and returns its parser."
     data = add("data", None, "make the data M1 is trained on: solutions in steps (ift), judgements (eft), a process reward model (prm)")

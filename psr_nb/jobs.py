@@ -6,7 +6,7 @@
 __all__ = ['child_main', 'JobError', 'stop_jobs', 'run_job']
 
 # %% ../nbs/10_jobs.ipynb #c002
-import importlib, json, os, subprocess, sys, threading, traceback
+import importlib, json, os, signal, subprocess, sys, threading, traceback
 from collections.abc import Callable
 from pathlib import Path
 from .records import InputError
@@ -14,7 +14,7 @@ from .records import InputError
 # %% ../nbs/10_jobs.ipynb #c006
 def _follow_parent():
     sys.stdin.buffer.read()   # returns when the parent is gone
-    os._exit(1)
+    os.killpg(0, signal.SIGKILL)   # with all that this process started
 
 def child_main():
     "Entry point of a job's process: run the function named on the first line of standard input."
@@ -43,13 +43,19 @@ _children = set()
 
 def stop_jobs():
     "Kill the jobs of all threads, as a Ctrl-C in the main one must."
-    for child in list(_children): child.kill()
+    for child in list(_children): _kill(child)
+
+def _kill(child):
+    "Kill a job and all processes that it started."
+    try: os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError: pass
 
 def _threads(n: int | None) -> dict:
     "Environment of a child with n CPU threads."
     waiting = {"OMP_WAIT_POLICY": "PASSIVE"}   # threads that spin while they wait cost ten times the time on a shared core
     return waiting if n is None else waiting | {k: str(n) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
 
+# %% ../nbs/10_jobs.ipynb #c009
 def run_job(function: str,               # "module:function"; it is called with the arguments and `progress`
             arguments: dict,             # JSON values
             log: str | Path,             # file for everything the job prints
@@ -73,7 +79,8 @@ def run_job(function: str,               # "module:function"; it is called with 
             else: end = event
     finally:   # an exception here is a Ctrl-C: take the child along
         _children.discard(child)
-        child.kill(); child.wait(); child.stdin.close(); child.stdout.close()
+        _kill(child); child.wait(); child.stdin.close(); child.stdout.close()
     if "result" in end: return end["result"]
     if "wrong" in end: raise InputError(end["wrong"])
-    raise JobError(f"{function.partition(':')[2]} " + (f"failed: {end['crashed']}" if end else "was killed") + f". Its log: {log}")
+    how = f"failed: {end['crashed']}" if end else "was killed, by someone or for want of memory; what it had finished is on disk"
+    raise JobError(f"{function.partition(':')[2]} {how}. Its log: {log}")

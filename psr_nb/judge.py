@@ -112,7 +112,7 @@ def agreement(steps: list[list[Judgement]], policy: Callable[[int], Policy]) -> 
     share = {k: out[k] / out["steps"] if out["steps"] else None for k in ("same_choice", "best", "worst")}
     return {"calls_share": calls / full if full else None} | share | {"steps": out["steps"], "tied": out["tied"]}
 
-# %% ../nbs/06_judge.ipynb #c030
+# %% ../nbs/06_judge.ipynb #c031
 @dataclass
 class JudgeSettings:
     "How candidates are compared. The paper doesn't state any of these."
@@ -137,7 +137,7 @@ def judge_requests(tokenizer, domain: Domain, question: str, steps: list[str], t
     return [Request(prompt_ids(tokenizer, domain.judge(question, steps, texts[a], texts[b])),
                     Sampling(1, settings.temperature, settings.top_p, settings.max_tokens, seed=seed(a, b))) for a, b in asked]
 
-# %% ../nbs/06_judge.ipynb #c032
+# %% ../nbs/06_judge.ipynb #c033
 def _sent(requests: list[Request], context: int) -> Generator:
     "Send those requests that fit; the completion of each, None for those that don't."
     fits = [len(r.prompt_ids) < context for r in requests]
@@ -169,7 +169,7 @@ def judged(tokenizer, domain: Domain, question: str, steps: list[str], texts: li
     scored = yield from _sent([Request(r.prompt_ids + ids + opening, Sampling(among=sides)) for r, ids in zip(requests, before)], context)
     return [_scored(a, b, w, c) for (a, b), w, c in zip(asked, words, scored)]
 
-# %% ../nbs/06_judge.ipynb #c033
+# %% ../nbs/06_judge.ipynb #c034
 def judge_step(tokenizer, domain: Domain,
                question: str, steps: list[str],   # what led here: bare step texts
                texts: list[str],                  # distinct candidates
@@ -186,7 +186,7 @@ def judge_step(tokenizer, domain: Domain,
         try: asked = policy.send(new)
         except StopIteration as end: return judgements, end.value
 
-# %% ../nbs/06_judge.ipynb #c035
+# %% ../nbs/06_judge.ipynb #c036
 def judge_with(engine, *args, **kwargs) -> tuple[list[Judgement], list[float]]:
     "Run `judge_step` (same arguments but the tokenizer) to its end on an engine."
     judging = judge_step(engine.tokenizer, *args, **kwargs)
@@ -195,7 +195,7 @@ def judge_with(engine, *args, **kwargs) -> tuple[list[Judgement], list[float]]:
         try: requests = judging.send(generate(engine, requests))
         except StopIteration as end: return end.value
 
-# %% ../nbs/06_judge.ipynb #c049
+# %% ../nbs/06_judge.ipynb #c050
 def judge_stats(steps: list[list[Judgement]]) -> dict:
     "Counts over the judgements of many steps: comparisons, abstentions, verdicts for A, pairs in both orders, of them consistent."
     c = dict(comparisons=0, abstained=0, said_a=0, both_orders=0, consistent=0)

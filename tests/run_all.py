@@ -47,8 +47,9 @@ def slow_notebooks() -> tuple[int, int]:
 
 
 def tests(*flags, minutes) -> tuple[int, int, int]:
-    "(passed, failed, skipped) of pytest."
-    out, code = run(sys.executable, "-m", "pytest", "-v", "-rs", "--durations=5", "tests", *flags, minutes=minutes)
+    "(passed, failed, skipped) of pytest; the quick suite in two processes, since much of it waits for a browser or a child."
+    flags += ("-n", "2", "--dist", "loadfile") if "not slow" in flags else ()
+    out, code = run(sys.executable, "-m", "pytest", "-v", "-rs", "--durations=15", "tests", *flags, minutes=minutes)
     count = lambda what: sum(int(n) for n in re.findall(rf"(\d+) {what}", out.strip().splitlines()[-1]))
     failed = count("failed") + count("errors?")
     return count("passed"), failed or int(code not in (0, 5)), count("skipped")

