@@ -47,18 +47,24 @@ def slow_notebooks() -> tuple[int, int]:
 
 
 def tests(*flags, minutes) -> tuple[int, int, int]:
-    "(passed, failed, skipped) of pytest; the quick suite in two processes, since much of it waits for a browser or a child."
-    flags += ("-n", "2", "--dist", "loadfile") if "not slow" in flags else ()
-    out, code = run(sys.executable, "-m", "pytest", "-v", "-rs", "--durations=15", "tests", *flags, minutes=minutes)
+    "(passed, failed, skipped) of pytest."
+    out, code = run(sys.executable, "-m", "pytest", "-v", "-rs", "--durations=15", *flags, minutes=minutes)
     count = lambda what: sum(int(n) for n in re.findall(rf"(\d+) {what}", out.strip().splitlines()[-1]))
     failed = count("failed") + count("errors?")
     return count("passed"), failed or int(code not in (0, 5)), count("skipped")
 
 
+def quick_tests() -> list[tuple[int, int, int]]:
+    "(passed, failed, skipped) of the tests in two processes, for many wait for a child, and then of the browser's, which want the machine for themselves."
+    browser = "tests/test_browser.py"
+    return [tests("tests", f"--ignore={browser}", "-m", "not slow", "-n", "2", "--dist", "loadfile", minutes=15), tests(browser, "-m", "not slow", minutes=12)]
+
+
 def main():
     start, slow = time.time(), "--slow" in sys.argv
     nb = slow_notebooks() if slow else notebooks(minutes=12)
-    py = tests("-m", "slow" if slow else "not slow", minutes=26 if slow else 25)
+    if slow: py = tests("tests", "-m", "slow", minutes=30)
+    else: py = [sum(x) for x in zip(*quick_tests())]
     passed, failed = nb[0] + py[0], nb[1] + py[1]
     print(f"\n{nb[0]} notebooks and {py[0]} tests passed in {(time.time() - start) / 60:.1f} minutes")
     print(f"{passed} passed, {failed} failed" + (f", {py[2]} skipped" if py[2] else ""))

