@@ -41,8 +41,9 @@ class JobError(RuntimeError):
 
 _children = set()
 
-def stop_jobs():
-    "Kill the jobs of all threads, as a Ctrl-C in the main one must."
+def stop_jobs(stopped: threading.Event):
+    "Kill the jobs of all threads, as a Ctrl-C in the main one must; `stopped` keeps those threads from starting the next."
+    stopped.set()
     for child in list(_children): _kill(child)
 
 def _kill(child):
@@ -61,9 +62,10 @@ def run_job(function: str,               # "module:function"; it is called with 
             log: str | Path,             # file for everything the job prints
             progress: Callable[[str, int, int], None] = lambda what, done, total: None,
             threads: int | None = None,  # CPU threads of the job; None leaves it to torch
-            keep_open: tuple[int, ...] = ()  # file descriptors the child keeps, such as a lock's
+            keep_open: tuple[int, ...] = (),  # file descriptors the child keeps, such as a lock's
+            stopped: threading.Event | None = None  # what `stop_jobs` sets
            ):
-    "Run a function in a child process and return its result. InputError from the job comes out as it is; JobError if it crashed."
+    "Run a function in a child process and return its result. InputError from the job comes out as it is; JobError if it crashed or was stopped."
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     env = {**os.environ, "TOKENIZERS_PARALLELISM": "false", **_threads(threads)}
     with open(log, "ab") as out:
@@ -72,6 +74,7 @@ def run_job(function: str,               # "module:function"; it is called with 
     end = {}
     _children.add(child)
     try:
+        if stopped and stopped.is_set(): raise JobError(f"{function}: not begun, for all jobs were stopped")
         child.stdin.write(json.dumps({"function": function, "arguments": arguments}).encode() + b"\n"); child.stdin.flush()
         for line in child.stdout:
             event = json.loads(line)

@@ -7,10 +7,10 @@ __all__ = ['DataSettings', 'Recipe', 'nearest', 'as_recipe', 'domain_named', 're
            'open_run', 'costs', 'engine_job', 'train_job', 'search_figures', 'made_of', 'run']
 
 # %% ../nbs/22_pipeline.ipynb #c002
-import dataclasses, difflib, fcntl, importlib, importlib.metadata, json, os, random, sys, time, typing, warnings
+import dataclasses, difflib, fcntl, importlib, importlib.metadata, json, os, random, sys, threading, time, typing, warnings
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import yaml
@@ -371,11 +371,11 @@ class _Bar:
         if done == total and not self.shown and not self.quiet:
             print(f"{title} {total}, {time.time() - self.start:.0f} s", file=sys.stderr, flush=True)
 
-def _child(run: Run, job: str, arm: str, n: int, bar: _Bar, lock: int):
+def _child(run: Run, job: str, arm: str, n: int, bar: _Bar, lock: int, stopped: threading.Event):
     "Run one job of a run in a child process."
     threads = max(1, (os.cpu_count() or 1) // min(run.recipe.parallel, len(run.recipe.arms)))
     run_job(f"psr_nb.pipeline:{job}", {"recipe": asdict(run.recipe), "path": str(run.path), "arm": arm, "n": n}, run.path/"jobs.log",
-            lambda what, done, total: bar(what, done, total, f"M{n}"), threads, (lock,))
+            lambda what, done, total: bar(what, done, total, f"M{n}"), threads, (lock,), stopped)
 
 def _searched(run: Run, arm: str, n: int) -> bool:
     "Are there trajectories of all questions for model `n`?"
@@ -383,13 +383,13 @@ def _searched(run: Run, arm: str, n: int) -> bool:
     return path.exists() and path.read_bytes().count(b"\n") >= run.recipe.questions[n - 2]
 
 # %% ../nbs/22_pipeline.ipynb #c034
-def _run_arm(run: Run, arm: str, bar: _Bar, lock: int):
+def _run_arm(run: Run, arm: str, bar: _Bar, lock: int, stopped: threading.Event):
     "Everything of one arm that is not done yet, from M1's evaluation on."
     for n in range(1, run.last + 1):
         folder = run.folder(arm, n)
-        if n > 1 and not (folder/"model").exists(): _child(run, "train_job", arm, n, bar, lock)
+        if n > 1 and not (folder/"model").exists(): _child(run, "train_job", arm, n, bar, lock, stopped)
         evaluated = (folder/"metrics.json").exists() or n == 1 and arm != run.recipe.arms[0]
-        if not evaluated or n < run.last and not _searched(run, arm, n + 1): _child(run, "engine_job", arm, n, bar, lock)
+        if not evaluated or n < run.last and not _searched(run, arm, n + 1): _child(run, "engine_job", arm, n, bar, lock, stopped)
 
 def _locked(path: Path, patience: float = 10):
     "The open lock file of a run folder. InputError while another process works in it."
@@ -407,13 +407,16 @@ def run(recipe: Recipe | str, path: str | Path, quiet: bool = False) -> Run:
     try: Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as e: raise InputError(f"{path}: not a folder that a run can be written to ({e.strerror})") from e
     with _locked(Path(path)) as f:
-        this, lock = open_run(path, recipe), f.fileno()
+        this, lock, stopped = open_run(path, recipe), f.fileno(), threading.Event()
         bars = {arm: _Bar(arm, i, quiet) for i, arm in enumerate(recipe.arms)}
         main = recipe.arms[0]
-        if recipe.start == "M0" and not Path(this.model(main, 1)).exists(): _child(this, "train_job", main, 1, bars[main], lock)
+        if recipe.start == "M0" and not Path(this.model(main, 1)).exists(): _child(this, "train_job", main, 1, bars[main], lock, stopped)
         pool = ThreadPoolExecutor(recipe.parallel)
         try:
-            for done in [pool.submit(_run_arm, this, arm, bars[arm], lock) for arm in recipe.arms]: done.result()
-        except BaseException: pool.shutdown(wait=False, cancel_futures=True); stop_jobs(); raise
+            todo = [pool.submit(_run_arm, this, arm, bars[arm], lock, stopped) for arm in recipe.arms]
+            while todo:
+                done, todo = wait(todo, timeout=1, return_when=FIRST_COMPLETED)   # a wait without end could miss a Ctrl-C
+                for arm in done: arm.result()
+        except BaseException: pool.shutdown(wait=False, cancel_futures=True); stop_jobs(stopped); raise
         finally: [bar.bar.close() for bar in bars.values()]
     return this
