@@ -56,8 +56,10 @@ def tests(*flags, minutes) -> tuple[int, int, int]:
 
 def quick_tests() -> list[tuple[int, int, int]]:
     "(passed, failed, skipped) of the tests in two processes, for many wait for a child, and then of the browser's, which want the machine for themselves."
-    browser, first = "tests/test_browser.py", "tests/test_kill.py"   # the longest first, beside all the others
-    return [tests(first, "tests", f"--ignore={browser}", "-m", "not slow", "-n", "2", "--dist", "loadfile", minutes=15), tests(browser, "-m", "not slow", minutes=12)]
+    browser, longest = ROOT/"tests"/"test_browser.py", ROOT/"tests"/"test_kill.py"   # the longest is begun first, beside all the others
+    others = sorted(set((ROOT/"tests").glob("test_*.py")) - {browser, longest})
+    return [tests(longest, *others, "-m", "not slow", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", minutes=15),
+            tests(browser, "-m", "not slow", minutes=12)]
 
 
 def main():
