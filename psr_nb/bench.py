@@ -10,6 +10,7 @@ __all__ = ['made_pairs', 'random_models', 'measure', 'bench_dpo', 'Searched', 's
 import multiprocessing, platform, random, resource, sys, tempfile, time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from .dpo import DPOSettings, step_dpo_trainer
 from .engines import TransformersEngine, generate
 from .judge import JudgeSettings, adaptive, agreement, knockout, round_robin
 from .prompts import Domain
-from .records import Judgement, Problem, Request, StepPair, Trajectory
+from .records import InputError, Judgement, Problem, Request, StepPair, Trajectory
 from .search import SearchSettings, drive, search
 from .tree import tree_of
 from .vllm import EngineSettings, engine_kind, open_engine
@@ -92,7 +93,8 @@ def bench_dpo(lengths: list[int] = [3, 6, 9, 12], model: str | None = None, p: i
             pairs, got = made_pairs(L, p, s, vocabulary), {}
             for way in ("tree", "pairs", "trl"):
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
-                    got[way] = child.submit(bench.measure, way, policy, policy if model else str(folder/"reference"), pairs, threads, micro).result()
+                    try: got[way] = child.submit(bench.measure, way, policy, policy if model else str(folder/"reference"), pairs, threads, micro).result()
+                    except BrokenProcessPool as e: raise InputError(f"{way} at L={L} was killed, most likely for want of memory; take a smaller model or L") from e
                 bar.update()
             rows.append(_row(L, pairs, got))
     return {"rows": rows, "on": _machine() | {"model": model or f"random Llama {small or '20M'}", "p": p, "s": s, "pairs in a micro-batch": micro}}
@@ -211,5 +213,5 @@ def bench_search(model: str, problems: list[Problem], domain: Domain, s: SearchS
             "cache": {"hit_rate": used["cached_tokens"] / used["prompt_tokens"], "speedup": rate["frugal"] / rate["frugal, no cache"]},
             "versus_barrier": rate["frugal"] / rate["frugal, barrier"], "versus_one_at_a_time": rate["frugal"] / rate["frugal, one at a time"],
             "short_agrees": same / of if of else None, "short_compared": of,
-            "on": _machine() | {"model": model, "engine": engine_kind(model, e), "dtype": e.dtype, "problems": len(problems), "problems for saturation": len(busy), "search": asdict(s), "judge": asdict(j)},
+            "on": _machine() | {"model": model, "engine": engine_kind(model, e) + (", compiled" if e.compile else ""), "dtype": e.dtype, "problems": len(problems), "problems for saturation": len(busy), "search": asdict(s), "judge": asdict(j)},
             "ways": {k: {"steps": len(r.judged), "seconds": r.seconds, "steps_per_second": rate[k], "calls": sum(map(len, r.judged))} | r.usage for k, r in runs.items()}}

@@ -14,7 +14,7 @@ import yaml
 from .data_cli import add_data_commands
 from .records import InputError
 
-# %% ../nbs/33_cli.ipynb #c005
+# %% ../nbs/33_cli.ipynb #c006
 PLANTED = ("The demo's weakness is planted: its model learned from hasty solutions that drop carries and from checks that do\n"
            "not, so it judges better than it writes. The loop shows that this skill is elicited, not that a new one is found.\n"
            "The random arm trains on as many steps with best and worst drawn by lot.")
@@ -43,7 +43,7 @@ def _settings(pairs: list[str]) -> dict:
         out[name] = yaml.safe_load(value)
     return out
 
-# %% ../nbs/33_cli.ipynb #c006
+# %% ../nbs/33_cli.ipynb #c008
 def demo(args):
     "psr_nb demo"
     from psr_nb.pipeline import load_recipe
@@ -67,7 +67,7 @@ def _named_models(given: list[str]) -> dict[str, str]:
         out[name] = path
     return out
 
-# %% ../nbs/33_cli.ipynb #c007
+# %% ../nbs/33_cli.ipynb #c010
 def evaluate_model(args):
     "psr_nb eval"
     from psr_nb.evaluate import EvalSettings, compare_models, evaluate_models
@@ -89,7 +89,7 @@ def evaluate_model(args):
         for bench, c in compare_models(args.out, first, other).iterrows():
             print(f"{other} - {first}, {bench}: {100 * c.difference:+.1f} points (95 % {100 * c.difference_low:+.1f} to {100 * c.difference_high:+.1f}), McNemar p = {c.p:.2g}, {c.n} problems")
 
-# %% ../nbs/33_cli.ipynb #c008
+# %% ../nbs/33_cli.ipynb #c012
 def evaluate_the_judge(args):
     "psr_nb judge-eval"
     from psr_nb.vllm import engine_kind, open_engine
@@ -111,13 +111,14 @@ def _engine_options(c):
     c.add_argument("--engine", choices=["auto", "transformers", "vllm"], default="auto", help="auto (default) takes vLLM where it is installed and worth it")
     c.add_argument("--dtype", default="auto", help="auto (default): bfloat16 on a GPU, float32 on a CPU")
     c.add_argument("--batch-tokens", type=int, default=65536, help="of a batch, prompts and completions; less takes less memory and writes rows sooner (default %(default)s; transformers only)")
+    c.add_argument("--compile", action="store_true", help="vLLM on a CPU: compile the model, which pays after a quarter of an hour")
 
 def _engine(args):
     "The engine's settings from the command line."
     from psr_nb.vllm import EngineSettings
-    return EngineSettings(args.engine, args.dtype, max_batch_tokens=args.batch_tokens)
+    return EngineSettings(args.engine, args.dtype, max_batch_tokens=args.batch_tokens, compile=args.compile)
 
-# %% ../nbs/33_cli.ipynb #c009
+# %% ../nbs/33_cli.ipynb #c014
 def bench(args):
     "psr_nb bench"
     if args.what == "search": return _bench_search(args)
@@ -128,7 +129,7 @@ def bench(args):
     print(pd.DataFrame(figures["rows"]).drop(columns="seconds").to_string(index=False, float_format="%.3g"))
     print("ratios above 1 are in favour of the tree; measured on " + ", ".join(f"{k} {v}" for k, v in figures["on"].items()))
 
-# %% ../nbs/33_cli.ipynb #c010
+# %% ../nbs/33_cli.ipynb #c016
 def grade(args):
     "psr_nb grade"
     from tqdm import tqdm
@@ -152,7 +153,7 @@ def grade(args):
     low, high = wilson(right, len(rows))
     print(f"{right} of {len(rows)} equal, {100 * right / len(rows):.1f} % (95 % {100 * low:.1f}-{100 * high:.1f}); " + ", ".join(f"{n} {note}" for note, n in notes.most_common()), file=sys.stderr)
 
-# %% ../nbs/33_cli.ipynb #c011
+# %% ../nbs/33_cli.ipynb #c018
 def report(args):
     "psr_nb report"
     from psr_nb.dashboard import report_html, report_json, save_figures
@@ -181,7 +182,7 @@ def rejudge_run(args):
         print(f"pairs judged to make {m}, against the recorded verdicts:")
         print(judge_agreement(judges(run, index, arm, int(m[1:]))).round(3).to_string(index=False))
 
-# %% ../nbs/33_cli.ipynb #c012
+# %% ../nbs/33_cli.ipynb #c020
 def probe_run(args):
     "psr_nb probe"
     from psr_nb.compare import models_there, probe_in_child, probe_summary, probe_table
@@ -206,7 +207,7 @@ def show_recipes(args):
     if args.name: load_recipe(args.name); return print(recipes()[args.name].read_text(), end="")
     for name, path in recipes().items(): print(f"{name:20} {' '.join(yaml.safe_load(path.read_text())['about'].split())}")
 
-# %% ../nbs/33_cli.ipynb #c013
+# %% ../nbs/33_cli.ipynb #c022
 _EXAMPLES = """examples:
   psr_nb demo                                   the whole loop on the embedded model, minutes on a laptop
   psr_nb recipes smollm2-gsm8k-cpu              what a recipe says
@@ -228,7 +229,7 @@ _EXAMPLES = """examples:
 A run that was stopped is continued by the same command. A question file is JSONL with 'question' and, for
 a test set, 'answer' on each line; a hub data set is owner/name:config:split."""
 
-# %% ../nbs/33_cli.ipynb #c014
+# %% ../nbs/33_cli.ipynb #c024
 def parser() -> argparse.ArgumentParser:
     "The command line."
     p = argparse.ArgumentParser("psr_nb", description="Process-based self-rewarding language models: a model solves step by step, judges its own "
@@ -254,7 +255,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("name", nargs="?")
     return p
 
-# %% ../nbs/33_cli.ipynb #c015
+# %% ../nbs/33_cli.ipynb #c025
 def _bench_commands(add):
     "bench dpo and bench search."
     c = add("bench", bench, "measure on this machine: step-DPO as trees against pairs and TRL's own trainer, or ways to search")
@@ -266,13 +267,14 @@ def _bench_commands(add):
     c.add_argument("--busy", type=int, default=192, help="search: so many questions to measure saturation on (default %(default)s)")
     c.add_argument("--w", type=int, default=6, help="search: candidates a step (default %(default)s)")
     c.add_argument("--max-steps", type=int, default=20, help="search: steps of a solution (default %(default)s)")
+    c.add_argument("--max-rollbacks", type=int, default=5, help="search: of a solution (default %(default)s)")
     c.add_argument("--max-step-tokens", type=int, default=256, help="search: tokens of a step (default %(default)s)")
     c.add_argument("--max-tokens", type=int, default=256, help="search: tokens of a judgement (default %(default)s)")
     c.add_argument("--domain", default="math", help="search: math (default), arithmetic, or module:NAME")
     c.add_argument("--json", action="store_true")
     _engine_options(c)
 
-# %% ../nbs/33_cli.ipynb #c016
+# %% ../nbs/33_cli.ipynb #c026
 def _bench_search(args):
     "psr_nb bench search"
     from psr_nb.bench import bench_search
@@ -285,7 +287,7 @@ def _bench_search(args):
     model, source = args.model or "packaged:models/demo-m1", args.questions or str(packaged("demo/questions.jsonl"))
     problems = load_problems(source, max(args.limit, args.busy))
     domain = domain_named(args.domain if args.questions else "arithmetic")
-    s = SearchSettings(w=args.w, max_steps=args.max_steps, max_step_tokens=args.max_step_tokens)
+    s = SearchSettings(w=args.w, max_steps=args.max_steps, max_step_tokens=args.max_step_tokens, max_rollbacks=args.max_rollbacks)
     r = bench_search(model_path(model), problems[:args.limit], domain, s, JudgeSettings(max_tokens=args.max_tokens), _engine(args), problems[:args.busy])
     if args.json: return print(json.dumps(r))
     import pandas as pd
@@ -293,7 +295,7 @@ def _bench_search(args):
     print("\n".join(f"{k}: {r[k]}" for k in r if k not in ("ways", "policies", "on")))
     print("measured on " + ", ".join(f"{k} {v}" for k, v in r["on"].items()))
 
-# %% ../nbs/33_cli.ipynb #c017
+# %% ../nbs/33_cli.ipynb #c027
 def _looking_commands(add):
     "report, rejudge and probe."
     c = add("report", report, "write a run's HTML report, or print its figures")
@@ -313,7 +315,7 @@ def _looking_commands(add):
     for x in (c, j, p): x.add_argument("run", help="run folder")
     for x in (j, p): x.add_argument("--arm", help="arm of the run (default: the first)")
 
-# %% ../nbs/33_cli.ipynb #c018
+# %% ../nbs/33_cli.ipynb #c028
 def _evaluation_commands(add):
     "eval, judge-eval and grade."
     c = add("eval", evaluate_model, "accuracy of models on benchmarks, with 95 %% intervals and paired comparisons")
@@ -345,7 +347,7 @@ def _evaluation_commands(add):
     g.add_argument("--workers", type=int, help="processes (default: one for each core, at most 8)")
     g.add_argument("--allow-bad-gold", action="store_true", help="count rows whose gold answer can't be graded as wrong")
 
-# %% ../nbs/33_cli.ipynb #c019
+# %% ../nbs/33_cli.ipynb #c030
 def main(argv: list[str] | None = None):
     "The `psr_nb` command. Wrong input is one line on standard error and exit code 2."
     args = parser().parse_args(argv)

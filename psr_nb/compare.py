@@ -9,7 +9,7 @@ __all__ = ['PairKey', 'evaluations', 'compare_table', 'side_by_side', 'question_
            'probe_summary', 'probe', 'probe_job', 'probe_in_child']
 
 # %% ../nbs/26_compare.ipynb #c002
-import json, os, re, warnings
+import json, os, re, threading, warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -58,7 +58,7 @@ def compare_table(solved: dict[str, dict[str, dict]]) -> pd.DataFrame:
             | {"gold": solved[models[0]][i]["gold"], "answers": len({solved[m][i]["answer"] for m in models})} for i in ids]
     return pd.DataFrame(rows, columns=["id", "change", *models, "gold", "answers"])
 
-# %% ../nbs/26_compare.ipynb #c008
+# %% ../nbs/26_compare.ipynb #c009
 def side_by_side(solved: dict[str, dict[str, dict]], id: str) -> pd.DataFrame:
     "One problem by every model that solved it: right, answer, steps, tokens and the whole solution. InputError if none did."
     rows = [{"model": m, "right": r["equal"], "answer": r["answer"], "note": r["note"], "steps": r["steps"], "tokens": r["tokens"], "solution": "\n\n".join(r["completions"])}
@@ -70,7 +70,7 @@ def question_of(solved: dict[str, dict[str, dict]], id: str) -> str:
     "The prompt of an evaluated problem."
     return next((of[id]["prompt"] for of in solved.values() if id in of), "")
 
-# %% ../nbs/26_compare.ipynb #c012
+# %% ../nbs/26_compare.ipynb #c013
 def _plain_name(name: str) -> str:
     if not re.fullmatch(r"[\w.-]{1,80}", name) or name.strip(".") == "": raise InputError(f"{name!r}: a judge's name may have letters, digits, '.', '-' and '_'")
     return name
@@ -90,6 +90,7 @@ def _unjudged(run: Run, index: Index, ids: list[str] | None, done: set, engine: 
             out.append((key, judged(engine.tokenizer, domain_named(r.domain), t.question, before, texts, asked, r.judge, seed, context)))
     return out
 
+# %% ../nbs/26_compare.ipynb #c014
 def rejudge(run: Run, index: Index, arm: str, n: int, engine: Engine,
             name: str,                      # of the judge: M1, or any
             ids: list[str] | None = None,   # problems; all that were judged
@@ -108,7 +109,7 @@ def rejudge(run: Run, index: Index, arm: str, n: int, engine: Engine,
             progress("judging again", i, len(todo))
     return path
 
-# %% ../nbs/26_compare.ipynb #c017b
+# %% ../nbs/26_compare.ipynb #c021
 def models_there(run: Run, arm: str) -> dict[str, str]:
     "`{name: folder or hub id}` of an arm's models whose weights there are."
     of = {f"M{n}": run.model(arm, n) for n in range(1, run.last + 1)}
@@ -124,10 +125,10 @@ def model_named(run: Run, arm: str, given: str) -> tuple[str, str]:
     if given not in there: raise InputError(f"{run.path}: {arm} {given} has no weights here (there is {', '.join(there) or 'none'}); say where they are, as {given}=PATH")
     return given, there[given]
 
-def _job(function: str, run: Run, progress: Callable[[str, int, int], None], **arguments):
+def _job(function: str, run: Run, progress: Callable[[str, int, int], None], stopped: threading.Event | None = None, **arguments):
     "A function of this module in a child process. InputError where the run's folder can't be written to."
     if not os.access(run.path, os.W_OK): raise InputError(f"{run.path}: could not write; copy the run to a folder of yours")
-    return run_job(f"psr_nb.compare:{function}", {"path": str(run.path)} | arguments, run.path/"jobs.log", progress)
+    return run_job(f"psr_nb.compare:{function}", {"path": str(run.path)} | arguments, run.path/"jobs.log", progress, stopped=stopped)
 
 def _engine(run: Run, name: str, model: str, progress) -> Engine:
     "The engine of the run's recipe for a model."
@@ -136,7 +137,7 @@ def _engine(run: Run, name: str, model: str, progress) -> Engine:
     progress(f"loading {name}", 1, 1)
     return engine
 
-# %% ../nbs/26_compare.ipynb #c017c
+# %% ../nbs/26_compare.ipynb #c022
 def rejudge_job(path: str, arm: str, n: int, name: str, model: str, limit: int | None, progress: Callable[[str, int, int], None]) -> str:
     "`rejudge` as a job: the model is loaded here, for the pairs of the first `limit` problems that were judged."
     run = open_run(path)
@@ -146,12 +147,12 @@ def rejudge_job(path: str, arm: str, n: int, name: str, model: str, limit: int |
     return str(rejudge(run, index, arm, n, _engine(run, name, model, progress), name, ids, progress, model))
 
 def rejudge_in_child(run: Run, arm: str, n: int, judge: str, limit: int | None = None,
-                     progress: Callable[[str, int, int], None] = lambda *_: None) -> Path:
-    "Let `judge` (see `model_named`) judge the recorded pairs that made model `n`, in a child process. An exception in `progress` stops it; what was judged is kept."
+                     progress: Callable[[str, int, int], None] = lambda *_: None, stopped: threading.Event | None = None) -> Path:
+    "Let `judge` (see `model_named`) judge the recorded pairs that made model `n`, in a child process. `stop_jobs(stopped)` stops it, as an exception in `progress` does; what was judged is kept."
     name, model = model_named(run, arm, judge)
-    return Path(_job("rejudge_job", run, progress, arm=arm, n=n, name=name, model=model, limit=limit))
+    return Path(_job("rejudge_job", run, progress, stopped, arm=arm, n=n, name=name, model=model, limit=limit))
 
-# %% ../nbs/26_compare.ipynb #c019
+# %% ../nbs/26_compare.ipynb #c028
 PairKey = tuple[str, int, int, int, int]   # problem, depth, attempt, candidates (from 0, smaller first)
 
 def _labels_of(problem: str, s: Step) -> dict[PairKey, str | None]:
@@ -176,7 +177,7 @@ def judges(run: Run, index: Index, arm: str, n: int) -> dict[str, dict[PairKey, 
             out[name] |= _labels_of(id, _with(s, judgements))
     return out
 
-# %% ../nbs/26_compare.ipynb #c021
+# %% ../nbs/26_compare.ipynb #c031
 def kappa_matrix(said: dict[str, dict[PairKey, str | None]]) -> pd.DataFrame:
     "Cohen's kappa between all judges over A, B and equal, on the pairs both did not abstain from."
     def between(x, y):
@@ -200,7 +201,7 @@ def flip_counts(said: dict[str, dict[PairKey, str | None]], a: str, b: str) -> p
     order = ["A", "B", "equal", "abstained"]
     return pd.DataFrame([[both.count((x, y)) for y in order] for x in order], pd.Index(order, name=a), pd.Index(order, name=b))
 
-# %% ../nbs/26_compare.ipynb #c024
+# %% ../nbs/26_compare.ipynb #c035
 def flip_table(said: dict[str, dict[PairKey, str | None]], a: str, b: str) -> pd.DataFrame:
     "One row a pair that two judges see differently: problem, step, candidates (from 1) and both views."
     rows = [{"problem": k[0], "step": k[1], "attempt": k[2], "first": k[3] + 1, "second": k[4] + 1, a: said[a][k], b: said[b][k], "flip": f"{said[a][k] or 'abstained'} \u2192 {said[b][k] or 'abstained'}"}
@@ -224,7 +225,7 @@ def flip_examples(run: Run, index: Index, arm: str, n: int, said: dict, a: str, 
         rows.append({"flip": f["flip"], "problem": key[0], "step": key[1], "first": s.candidates[key[3]].text.strip(), "second": s.candidates[key[4]].text.strip()} | words)
     return pd.DataFrame(rows)
 
-# %% ../nbs/26_compare.ipynb #c029
+# %% ../nbs/26_compare.ipynb #c040
 def probe_file(run: Run, arm: str, n: int) -> Path:
     "Where a model's searches of the probe set are kept."
     return run.path/"probe"/f"{arm}-M{n}.jsonl"
@@ -239,6 +240,7 @@ def _trained_on(run: Run) -> set[str]:
         warnings.warn(f"{run.path} has no {', '.join(missing)}: the probe set could not be compared with that")
     return {same_question(r["question"]) for p in paths if p.is_file() for _, r in iter_jsonl(p)}
 
+# %% ../nbs/26_compare.ipynb #c041
 def probe_questions(run: Run, given: list[Problem]) -> list[Problem]:
     "The run's probe set: `given` becomes it if there is none yet. InputError where it is another one, where there is none, or where the run was trained on one of them."
     path = run.path/"probe"/"questions.jsonl"
@@ -262,7 +264,7 @@ def probe_summary(table: pd.DataFrame) -> pd.DataFrame:
     means = {c: (c, "mean") for c in ("steps", "tokens", "pairs", "rollbacks", "disagree")}
     return table.assign(n=table.model.str[1:].astype(int)).groupby("n").agg(model=("model", "first"), questions=("id", "size"), answered=("ended", lambda e: int(e.eq("answered").sum())), **means).reset_index(drop=True)
 
-# %% ../nbs/26_compare.ipynb #c029a
+# %% ../nbs/26_compare.ipynb #c042
 def probe(run: Run, arm: str, n: int, engine: Engine, problems: list[Problem], progress: Callable[[str, int, int], None] = lambda *_: None) -> Index:
     "Search the probe set with model `n`'s engine, and keep the searches; continued if it was interrupted. InputError as of `probe_questions`."
     r, path = run.recipe, probe_file(run, arm, n)
@@ -288,6 +290,5 @@ def probe_in_child(run: Run, arm: str, model: str, problems: list[Problem], prog
     probe_questions(run, problems)
     return Path(_job("probe_job", run, progress, arm=arm, n=int(name[1:]), name=name, model=path))
 
-# %% ../nbs/26_compare.ipynb #c029b
+# %% ../nbs/26_compare.ipynb #c043
 #| export
-

@@ -10,9 +10,9 @@ import html, json, random
 from pathlib import Path
 import pandas as pd
 from .audit import judge_human, read_labels
-from .compare import compare_table, evaluations, probe_summary, probe_table, side_by_side
-from .explore import Index, candidate_table, judgement_table, load_trajectory, look, problem_table, run_index, run_indexes, step_table, step_tree, verdict_matrix
-from .overview import (accuracy_figure, benchmark_table, closing_frame, closing_table, drift_table, drift_warning, figure_svg, gain, load_metrics, overview_figures,
+from .compare import compare_table, evaluations, side_by_side
+from .explore import Index, candidate_table, judgement_table, load_trajectory, look, problem_table, run_index, step_table, step_tree, verdict_matrix
+from .overview import (accuracy_figure, benchmark_table, closing_table, drift_table, drift_warning, figure_svg, gain, load_metrics, overview_figures,
                              phase_table, save_figures)
 from .pipeline import Run, open_run
 from .records import InputError, packaged
@@ -30,8 +30,7 @@ def __getattr__(name: str):
 # %% ../nbs/31_dashboard.ipynb #c011
 _PAGE = """body{max-width:72rem;margin:2rem auto;padding:0 1rem}h1{margin-bottom:.2rem}h2{margin-top:2rem;border-bottom:1px solid #d8dee4}nav a{margin-right:1rem}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f6f8fa;padding:.6rem;font-size:12px}.figures{display:flex;flex-wrap:wrap;gap:1rem}svg{max-width:100%;height:auto}
-@media print{body{max-width:none;margin:0;print-color-adjust:exact;-webkit-print-color-adjust:exact}nav{display:none}svg,tr,.psr-judge{break-inside:avoid}h2{break-after:avoid}
-.psr-scroll{overflow:visible}table.psr{font-size:9px}table.psr td,table.psr th{padding:.1rem .3rem}}"""
+@media print{body{max-width:none;margin:0}nav{display:none}svg,tr,.psr-judge{break-inside:avoid}h2{break-after:avoid}}"""
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 def _section(title: str, body: str) -> str:
@@ -43,20 +42,20 @@ def _overview_html(run: Run, indexes: dict[str, Index]) -> str:
     figures = "".join(figure_svg(f, title) for title, f in overview_figures(run, indexes).items())
     gains = [g for arm in run.recipe.arms if (g := gain(run, arm))]
     warning = note(w) if (w := drift_warning(run)) else ""
-    table = html_table(f) if len(f := closing_frame(run)) else note("No model has been evaluated yet.")
     change = "<p>Change from M1, paired over the same problems, with its 95 % bootstrap interval:</p>" + html_table(pd.DataFrame(gains)) if gains else ""
-    return f'{warning}<div class="figures">{figures}</div>{table}{change}'
+    return f'{warning}<div class="figures">{figures}</div><pre>{html.escape(plain(closing_table(run)))}</pre>{change}'
 
 # %% ../nbs/31_dashboard.ipynb #c013
 def _searches_html(index: Index, sample: int, room: int, seed: int = 0) -> str:
-    "A sample of an iteration's searches, at most `room` bytes of it, in the order of the file."
-    out, refused = {}, 0
-    for r in random.Random(seed).sample(index.rows, min(sample, len(index.rows))):
+    "A sample of an iteration's searches, at most `room` bytes of it."
+    rows, out, used = list(index.rows), [], 0
+    drawn = random.Random(seed).sample(rows, min(sample, len(rows)))
+    for r in sorted(drawn, key=lambda r: rows.index(r)):
         page = search_html(index.read(r["id"]), r["right"])
-        if len(page.encode()) <= room: out[r["offset"]] = page; room -= len(page.encode())
-        elif (refused := refused + 1) > 3: break   # it is full
-    how = "All" if len(out) == len(index.rows) else f"{len(out)}, drawn by lot, of"
-    return f"<p>{how} {len(index.rows)} recorded searches.</p>{''.join(map(note, index.notes[:5]))}{''.join(out[k] for k in sorted(out))}"
+        if used + len(page.encode()) > room: continue
+        out.append(page); used += len(page.encode())
+    how = "All" if len(out) == len(rows) else f"{len(out)}, drawn by lot, of"
+    return f"<p>{how} {len(rows)} recorded searches.</p>{''.join(map(note, index.notes[:5]))}{''.join(out)}"
 
 def _compared_html(run: Run, each: int = 3, room: int = 1_000_000) -> str:
     "Which problems were gained and lost from the first model to the last, with examples side by side."
@@ -76,12 +75,12 @@ def report_html(run: Run | str | Path, sample: int = 20, most: int = 9_000_000) 
     "The report of a run as one HTML page: overview, figures, `sample` searches of each iteration, recipe. At most `most` bytes."
     run = run if isinstance(run, Run) else open_run(run)
     r, seen = run.recipe, look(run.path)
-    indexes = run_indexes(run)
+    places = {n: run.folder(r.arms[0], n)/"trajectories.jsonl" for n in range(2, run.last + 1)}
+    indexes = {f"M{n}": run_index(run, n) for n, p in places.items() if p.is_file()}
     room = (most - 1_500_000) // max(1, len(indexes))
-    labels, probes = judge_human(read_labels(run)), probe_table(run)
+    labels = judge_human(read_labels(run))
     parts = {"Overview": _overview_html(run, indexes), "Benchmarks": html_table(b) if len(b := benchmark_table(run)) else "",
-             "Problem by problem": _compared_html(run), "Labelled by people": html_table(labels) if len(labels) else "",
-             "The probe set": html_table(probe_summary(probes)) if len(probes) else ""}
+             "Problem by problem": _compared_html(run), "Labelled by people": html_table(labels) if len(labels) else ""}
     parts |= {f"Searches that made {m}": _searches_html(index, sample, room) for m, index in indexes.items()}
     parts |= {"Time and tokens": html_table(phase_table(run)), "Recipe and versions": f"<pre>{html.escape(plain((run.path/'recipe.yaml').read_text('utf-8')))}</pre>"}
     links = "".join(f'<a href="#{"".join(c for c in t.lower() if c.isalnum())}">{html.escape(t)}</a>' for t, body in parts.items() if body)

@@ -110,10 +110,12 @@ def _grown(args, domain, engine):
     from psr_nb.evaluate import fingerprint, model_path, same_settings
     from psr_nb.ift import reject_table
     from psr_nb.records import append_jsonl
+    from psr_nb.vllm import EngineSettings, engine_kind
     trees = TreeSettings(args.depth, args.iterations, args.children, args.temperature, args.top_p, args.max_step_tokens, seed=args.seed)
     problems, rejects = load_questions(args.questions, args.limit, args.scorer == "rollouts")
     scorer, scored_with = _scorer(args, domain, engine)
-    made_with = fingerprint(model_path(args.model), engine.tokenizer) | {"tree": asdict(trees), "scorer": args.scorer, "scored_with": scored_with, "questions": args.questions, "domain": args.domain}
+    path = model_path(args.model)
+    made_with = fingerprint(path, engine.tokenizer) | {"engine": engine_kind(path, EngineSettings(args.engine)), "dtype": args.dtype, "tree": asdict(trees), "scorer": args.scorer, "scored_with": scored_with, "questions": args.questions, "domain": args.domain}
     Path(args.out).mkdir(parents=True, exist_ok=True); same_settings(args.out, made_with)
     if rejects:
         print(reject_table(len(problems), rejects).to_string(index=False), file=sys.stderr)
@@ -203,7 +205,7 @@ def add_data_commands(add):
     sub = data.add_subparsers(dest="what", required=True, metavar="WHAT")
     for name, run, options, help in (("ift", make_ift, _ift_options, "cut worked solutions into steps, with one check for all"),
                                      ("eft", make_eft, _eft_options, "grow candidate steps, score them, have them judged and explained, filter"),
-                                     ("prm", make_prm, _prm_options, "train a process reward model on labelled steps (PRM800K, TRL's stepwise rows, or ours)")):
+                                     ("prm", make_prm, _prm_options, "train a process reward model on labelled steps (PRM800K, TRL's stepwise rows, ours, or the trees.jsonl of data eft)")):
         c = sub.add_parser(name, help=help, description=help)
         c.set_defaults(run_command=run)
         options(c)

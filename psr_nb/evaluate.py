@@ -112,7 +112,7 @@ def _unique(what: str, names: list[str]):
         if name in seen: raise InputError(f"{what} {name!r} is there twice; give each a name of its own")
         seen.add(name)
 
-# %% ../nbs/17_evaluate.ipynb #c012
+# %% ../nbs/17_evaluate.ipynb #c013
 def evaluate(engine: Engine, problems: list[Problem], domain: Domain, path: str | Path, s: EvalSettings = EvalSettings(),
              benchmark: str = "test", progress: Callable[[str, int, int], None] = lambda *_: None,
              search_settings: SearchSettings = SearchSettings(on_tie="skip"), judge_settings: JudgeSettings = JudgeSettings(),
@@ -136,7 +136,7 @@ def evaluate(engine: Engine, problems: list[Problem], domain: Domain, path: str 
         on_row(row); progress("evaluating", sum(p.id in rows for p in problems), len(problems))
     return [rows[p.id] for p in problems]
 
-# %% ../nbs/17_evaluate.ipynb #c013
+# %% ../nbs/17_evaluate.ipynb #c015
 def _interval(name: str, scores: list[float]) -> dict:
     "Mean of scores between 0 and 1 with its interval: Wilson's where all are 0 or 1, else the bootstrap's, which is sure of whatever doesn't vary."
     if set(scores) <= {0, 1}: return share(name, int(sum(scores)), len(scores))
@@ -158,7 +158,7 @@ def accuracy(rows: list[EvalRow]) -> dict:
         out |= _interval(name, [score(r) for r in rows])
     return out
 
-# %% ../nbs/17_evaluate.ipynb #c022
+# %% ../nbs/17_evaluate.ipynb #c024
 def cost_figure(results: dict[str, dict]) -> go.Figure:
     "Accuracy in per cent against tokens for a problem (logarithmic): one point, with its interval, for each way or model in `results`."
     fig = go.Figure(layout=dict(template="plotly_white", width=640, height=360, margin=dict(t=30), showlegend=False,
@@ -169,9 +169,15 @@ def cost_figure(results: dict[str, dict]) -> go.Figure:
                         error_y=dict(array=[high - y], arrayminus=[y - low]), hovertemplate="%{text}: %{y:.1f} %, %{x:.0f} tokens")
     return fig
 
-# %% ../nbs/17_evaluate.ipynb #c031
+# %% ../nbs/17_evaluate.ipynb #c033
+def _revision(model: str) -> str:
+    "The commit of a hub model that is in the cache; 'hub' for one that isn't."
+    from huggingface_hub import try_to_load_from_cache
+    found = None if Path(model).is_dir() else try_to_load_from_cache(model, "config.json")
+    return Path(found).parent.name if isinstance(found, str) else "hub"
+
 def fingerprint(model: str, tokenizer) -> dict:
-    "What a model is: its name, its weights (name, size and first and last bytes of each file) and its chat template, as short hashes."
+    "What a model is: its name, its weights (name, size and first and last bytes of each file; of the hub's the revision) and its chat template, as short hashes."
     short = lambda data: hashlib.blake2b(data, digest_size=6).hexdigest()
     files, out = sorted(Path(model).glob("*.safetensors")) or sorted(Path(model).glob("*.bin")), hashlib.blake2b(digest_size=6)
     for f in files:
@@ -179,7 +185,7 @@ def fingerprint(model: str, tokenizer) -> dict:
             start = opened.read(1 << 20)
             opened.seek(max(0, f.stat().st_size - (1 << 20)))
             out.update(f"{f.name} {f.stat().st_size}".encode() + start + opened.read())
-    return {"model": Path(model).name if files else model, "weights": out.hexdigest() if files else "hub",
+    return {"model": Path(model).name if files else model, "weights": out.hexdigest() if files else _revision(model),
             "template": short((tokenizer.chat_template or "").encode())}
 
 def same_settings(folder: str | Path, kept: dict) -> None:
@@ -192,7 +198,7 @@ def same_settings(folder: str | Path, kept: dict) -> None:
         raise InputError(f"{folder} holds rows of another evaluation ({'; '.join(diff[:5])}); give this one another folder")
     write_whole(path, json.dumps(kept, indent=1))
 
-# %% ../nbs/17_evaluate.ipynb #c034
+# %% ../nbs/17_evaluate.ipynb #c038
 def progress_bar(unit: str) -> Callable[..., None]:
     "A progress function with a tqdm bar for each thing it is told of, made when it first hears of it: what was done before isn't this run's speed."
     from tqdm.auto import tqdm
@@ -215,7 +221,7 @@ def model_path(name: str) -> str:
     "Folder or hub id of a model as given: `packaged:NAME` is one that ships with psr_nb."
     return str(packaged(name.removeprefix("packaged:"))) if name.startswith("packaged:") else name
 
-# %% ../nbs/17_evaluate.ipynb #c036
+# %% ../nbs/17_evaluate.ipynb #c040
 def evaluate_models(models: dict[str, str],           # name -> folder, hub id or packaged:NAME
                     benchmarks: list[str],            # as `load_benchmark` takes them
                     out: str | Path,                  # folder for the rows and tables, continued if it exists
@@ -241,7 +247,7 @@ def evaluate_models(models: dict[str, str],           # name -> folder, hub id o
         write_whole(out/file, text)
     return results
 
-# %% ../nbs/17_evaluate.ipynb #c039
+# %% ../nbs/17_evaluate.ipynb #c043
 def compare_models(out: str | Path, a: str, b: str) -> pd.DataFrame:
     "For each benchmark that both models of an `evaluate_models` folder solved: the difference b - a with its interval, and McNemar's test. InputError where there's none."
     scores = lambda f: {(r.id, r.gold): r.equal for r in read_jsonl(f, EvalRow)}   # another gold answer is another problem
@@ -250,7 +256,7 @@ def compare_models(out: str | Path, a: str, b: str) -> pd.DataFrame:
     if not rows: raise InputError(f"{out}: no benchmark that both {a} and {b} solved")
     return pd.DataFrame(rows.values(), pd.Index(rows, name="benchmark"))
 
-# %% ../nbs/17_evaluate.ipynb #c045
+# %% ../nbs/17_evaluate.ipynb #c049
 @dataclass
 class JudgeRow:
     "One held-out pair judged in one order."
@@ -275,7 +281,7 @@ def _judge_pair(r: EFTRow, order: str, tokenizer, domain: Domain, s: JudgeSettin
     [j] = yield from judged(tokenizer, domain, r.question, r.steps, [r.a, r.b], asked, s, lambda a, b: seed_of(r.id, a, b), context)
     return JudgeRow(r.id, order, _gold_in(r, order), j.verdict, j.text)
 
-# %% ../nbs/17_evaluate.ipynb #c046
+# %% ../nbs/17_evaluate.ipynb #c050
 def evaluate_judge(engine: Engine, rows: list[EFTRow], domain: Domain, path: str | Path, s: JudgeSettings = JudgeSettings(),
                    progress: Callable[[str, int, int], None] = lambda *_: None) -> list[JudgeRow]:
     "Judge every pair in both orders, one row each in the JSONL file `path`, continuing it if it exists. InputError for an id of two pairs, or rows of other pairs."
@@ -307,7 +313,7 @@ def judge_accuracy(rows: list[JudgeRow]) -> dict:
     return (out | share("judge_swap_consistency", c["consistent"], c["both_orders"]) | halved("judge_abstention", c["abstained"], len(rows))
             | halved("judge_position_bias", c["said_a"], c["comparisons"] - c["abstained"]))
 
-# %% ../nbs/17_evaluate.ipynb #c050
+# %% ../nbs/17_evaluate.ipynb #c054
 def prm800k_steps(row: dict, where: str) -> tuple[str, list[tuple[list[str], list[tuple[str, int | None]]]]]:
     """(problem, [(steps chosen before, [(candidate, rating)])] for each step) of a PRM800K record (Lightman et al. 2023, arXiv 2305.20050).
 
@@ -330,7 +336,7 @@ def _prm800k_pairs(where: str, row: dict) -> list[EFTRow]:
     pairs = [(k, steps, first(rated, 1), first(rated, -1)) for k, (steps, rated) in enumerate(spots, 1)]
     return [EFTRow(f"{Path(where).name}/{k}", question, steps, good, bad, "A", "", "PRM800K") for k, steps, good, bad in pairs if good and bad]
 
-# %% ../nbs/17_evaluate.ipynb #c051
+# %% ../nbs/17_evaluate.ipynb #c055
 def _check_processbench(where: str, r: dict):
     "InputError for a row that isn't ProcessBench's."
     steps = r["steps"] if isinstance(r["steps"], list) and all(isinstance(s, str) for s in r["steps"]) else []
@@ -352,7 +358,7 @@ def _processbench_pairs(rows: list[dict], rng) -> list[list[EFTRow]]:
         else: out.append([])
     return out
 
-# %% ../nbs/17_evaluate.ipynb #c052
+# %% ../nbs/17_evaluate.ipynb #c056
 _COLUMNS = {"PRM800K": {"question", "label"}, "ProcessBench": {"id", "problem", "steps", "label"}}
 
 def load_judge_test(source: str, limit: int | None = None, seed: int = 0) -> tuple[list[EFTRow], dict[str, int]]:

@@ -41,7 +41,7 @@ def at_work(path: str | Path) -> bool:
     except OSError: pass
     return False
 
-# %% ../nbs/23_explore.ipynb #c009
+# %% ../nbs/23_explore.ipynb #c010
 def _torn(path: Path) -> bool:
     "Does a file end in half a line?"
     if not path.is_file() or not path.stat().st_size: return False
@@ -56,7 +56,7 @@ def model_rows(run: Run) -> pd.DataFrame:
                      "figures": (f/"metrics.json").is_file(), "torn": any(map(_torn, f.glob("*.jsonl")))})
     return pd.DataFrame(rows)
 
-# %% ../nbs/23_explore.ipynb #c011
+# %% ../nbs/23_explore.ipynb #c013
 def _notes(run: Run, models: pd.DataFrame, busy: bool) -> list[str]:
     "What a reader should know before reading."
     name = lambda m: f"M{m.n}" if m.arm == run.recipe.arms[0] else f"{m.arm} M{m.n}"
@@ -87,7 +87,7 @@ def look(path: str | Path) -> Look:
     if schema != SCHEMA: notes.insert(0, f"This run was written in layout {schema}, this version reads {SCHEMA}: what does not fit is left out.")
     return Look(path, run, notes, models)
 
-# %% ../nbs/23_explore.ipynb #c018
+# %% ../nbs/23_explore.ipynb #c020
 def golds(run: Run, n: int) -> dict[str, str]:
     "Reference answers of the questions searched for model `n`, where they are known."
     path, source = run.data(f"questions-{n}"), run.recipe.data.questions
@@ -115,13 +115,13 @@ def trajectory_figures(row: dict) -> dict:
             "consistency": min((s["consistency"] for s in steps if s["consistency"] is not None), default=None)
             } | {name: total(name) for name in ("comparisons", "abstained", "disagree")}
 
-# %% ../nbs/23_explore.ipynb #c020
+# %% ../nbs/23_explore.ipynb #c023
 def read_line(line: bytes) -> dict:
     "A line of JSONL as an object; halves of surrogate pairs, which neither pandas nor a browser takes, become question marks. ValueError if it is none."
     row = json.loads(line.decode("utf-8", "replace"))
     return json.loads(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace")) if b"\\ud" in line.lower() else row
 
-# %% ../nbs/23_explore.ipynb #c022
+# %% ../nbs/23_explore.ipynb #c026
 _VERSION, _WORTH = 1, 4_000_000   # of the index; bytes of a file worth an index on disk
 
 @dataclass
@@ -150,7 +150,7 @@ def _same_file(index: Index) -> bool:
         f.seek(index.rows[-1]["offset"])
         return zlib.crc32(f.read(index.rows[-1]["length"])) == index.crc
 
-# %% ../nbs/23_explore.ipynb #c023
+# %% ../nbs/23_explore.ipynb #c027
 def _kept_index(path: Path) -> Index:
     "The index on disk, or an empty one."
     try:
@@ -159,7 +159,7 @@ def _kept_index(path: Path) -> Index:
     except (OSError, ValueError, KeyError, TypeError): pass
     return Index(path)
 
-# %% ../nbs/23_explore.ipynb #c025
+# %% ../nbs/23_explore.ipynb #c029
 Right = Callable[[str, str | None], bool | None]   # (problem, answer) -> is it right? None where that isn't known
 
 def _add_line(index: Index, line: bytes, right: Right):
@@ -174,7 +174,7 @@ def _add_line(index: Index, line: bytes, right: Right):
         index.notes.append(f"{index.path.name}: line {index.lines} is not a search of this layout and was left out ({type(e).__name__}: {str(e)[:80]})")
     index.covered += len(line)
 
-# %% ../nbs/23_explore.ipynb #c026
+# %% ../nbs/23_explore.ipynb #c030
 def index_file(path: str | Path, right: Right = lambda id, answer: None, before: Index | None = None) -> Index:
     "The index of a trajectories.jsonl: `before`, or the one on disk, and what was added to the file since. InputError if there is no file."
     path = Path(path)
@@ -193,7 +193,7 @@ def index_file(path: str | Path, right: Right = lambda id, answer: None, before:
         except InputError: pass   # a run that can only be read
     return index
 
-# %% ../nbs/23_explore.ipynb #c033
+# %% ../nbs/23_explore.ipynb #c037
 def grader(run: Run, n: int) -> Right:
     "Is an answer right? By the run's domain, where the reference is known."
     known, domain = golds(run, n), domain_named(run.recipe.domain)
@@ -221,7 +221,7 @@ def problem_table(index: Index) -> pd.DataFrame:
     "One row a problem, in the order of the file. `consistency` is its lowest at any step, `margin` the largest of its pairs, `disagree` the pairs of candidates on which the two orders differ."
     return pd.DataFrame(index.rows, columns=PROBLEM_COLUMNS)
 
-# %% ../nbs/23_explore.ipynb #c035
+# %% ../nbs/23_explore.ipynb #c040
 FILTERS = {"all": lambda t: t.id == t.id, "right": lambda t: t.right.eq(True), "wrong": lambda t: t.right.eq(False),
            "rolled back": lambda t: t.rollbacks > 0, "orders disagree": lambda t: t.disagree > 0, "abstained": lambda t: t.abstained > 0,
            "no answer": lambda t: t.answer.isna(), "has pairs": lambda t: t.pairs > 0}
@@ -235,14 +235,14 @@ def choose_problems(table: pd.DataFrame, search: str = "", show: str = "all", so
     out = table[keep]
     return out.sort_values(sort, ascending=not descending, na_position="last", kind="stable") if sort else out
 
-# %% ../nbs/23_explore.ipynb #c039
+# %% ../nbs/23_explore.ipynb #c044
 def load_trajectory(run: Run | str | Path, n: int, problem: str | int, arm: str | None = None) -> Trajectory:
     "The search of one problem (by id, or by its place in the file) that made model `n`. InputError says what there is."
     run = run if isinstance(run, Run) else open_run(run)
     index = run_index(run, n, arm)
     return index.read(index.rows[problem]["id"] if isinstance(problem, int) and problem < len(index.rows) else problem)
 
-# %% ../nbs/23_explore.ipynb #c042
+# %% ../nbs/23_explore.ipynb #c047
 def step_label(s: Step) -> str:
     "A round's name: its depth, and its attempt if it is not the first."
     return f"{s.k}" + (f" (attempt {s.attempt + 1})" if s.attempt else "")
@@ -262,7 +262,7 @@ def step_tree(t: Trajectory) -> pd.DataFrame:
                      "disagree": c["both_orders"] - c["consistent"], "chosen": text(s.chosen), "rejected": text(s.rejected)})
     return pd.DataFrame(rows)
 
-# %% ../nbs/23_explore.ipynb #c044
+# %% ../nbs/23_explore.ipynb #c050
 def prefixes(t: Trajectory) -> list[list[str]]:
     "The texts of the steps that each round went on from."
     out, path = [], {}
@@ -271,7 +271,7 @@ def prefixes(t: Trajectory) -> list[list[str]]:
         if s.chosen is not None: path[s.k] = s.candidates[s.chosen].text.strip()
     return out
 
-# %% ../nbs/23_explore.ipynb #c046
+# %% ../nbs/23_explore.ipynb #c053
 def candidate_table(s: Step) -> pd.DataFrame:
     "One row a candidate: sampled how often, comparisons won, lost and abstained, score, what became of it, and its text."
     rows = []
@@ -287,13 +287,13 @@ def step_table(t: Trajectory) -> pd.DataFrame:
             for s in t.steps for r in candidate_table(s).to_dict("records")]
     return pd.DataFrame(rows, columns=["step", "attempt", "outcome", "candidate", "sampled", "score", "fate", "won", "lost", "abstained"])
 
-# %% ../nbs/23_explore.ipynb #c050
+# %% ../nbs/23_explore.ipynb #c057
 def judgement_table(step: Step) -> pd.DataFrame:
     "One row a comparison: what was shown as A and as B, the verdict, and the judge's text."
     name = lambda i: step.candidates[i].text.strip()
     return pd.DataFrame([{"A": name(j.a), "B": name(j.b), "verdict": j.verdict or "abstained", "text": j.text.strip()} for j in step.judgements])
 
-# %% ../nbs/23_explore.ipynb #c053
+# %% ../nbs/23_explore.ipynb #c060
 def usable(s: Step) -> int:
     "How many of a step's candidates could be judged (they come first)."
     return sum(c.problem is None for c in s.candidates)
@@ -317,14 +317,14 @@ def disagreements(s: Step) -> list[tuple[int, int]]:
     "Pairs of candidates (from 0, i < j) of which the two orders name different winners."
     return [(i, j) for i in range(usable(s)) for j in range(i + 1, usable(s)) if agreement(s, i, j) == "disagree"]
 
-# %% ../nbs/23_explore.ipynb #c057
+# %% ../nbs/23_explore.ipynb #c064
 def cell_texts(s: Step, i: int, j: int) -> list[dict]:
     "The judgements of candidates i and j (from 0), as (i, j) first: shown as A, shown as B, verdict, winner, text."
     of = {(x.a, x.b): x for x in s.judgements}
     return [{"A": a + 1, "B": b + 1, "verdict": x.verdict or "abstained", "winner": None if x.verdict is None else (a if x.verdict == "A" else b) + 1, "text": x.text.strip()}
             for a, b in ((i, j), (j, i)) if (x := of.get((a, b)))]
 
-# %% ../nbs/23_explore.ipynb #c061
+# %% ../nbs/23_explore.ipynb #c068
 def _made_up(id: str, question: str, steps: int, w: int, text: Callable[[], str], judge: Callable[[], str]) -> Trajectory:
     "A search whose verdicts are drawn from its own texts' lengths."
     out = []

@@ -7,7 +7,7 @@ __all__ = ['told', 'on_choice', 'offer', 'OverviewTab', 'heat_map', 'heat_figure
            'CompareTab', 'AuditTab', 'RunExplorer', 'state']
 
 # %% ../nbs/30_explorer.ipynb #c002
-import asyncio, functools, html
+import asyncio, functools, html, threading
 from dataclasses import replace
 from pathlib import Path
 import ipywidgets as W
@@ -17,7 +17,7 @@ from .audit import LABELS, ORDERS, add_label, audit_pairs, export_labels, judge_
 from .compare import (compare_table, evaluations, flip_counts, flip_table, judge_agreement, judge_texts, judges, kappa_matrix, models_there,
                             probe_file, probe_summary, probe_table, question_of, rejudge_in_child, side_by_side)
 from .explore import FILTERS, Index, Look, at_work, choose_problems, disagreements, index_file, look, problem_table, run_index, step_tree, verdict_matrix
-from .jobs import JobError
+from .jobs import JobError, stop_jobs
 from .overview import accuracy_figure, benchmark_table, drift_warning, figure_svg, load_metrics, overview_figures, phase_table
 from .pipeline import Run
 from .records import InputError, Step
@@ -237,11 +237,11 @@ class StepsTab(W.VBox):
         if at is None: return self.explorer.say("No later disagreement in this search.")
         self.tree.selected = str(at)
 
-# %% ../nbs/30_explorer.ipynb #c014a
+# %% ../nbs/30_explorer.ipynb #c015
 class JudgeAgain(W.HBox):
     "Another model judges the pairs that a CompareTab shows, in a child process; the kernel stays free."
     def __init__(self, tab):
-        self.tab, self.task, self.stopped = tab, None, False
+        self.tab, self.task, self.stopped = tab, None, threading.Event()
         self.judge = _field(W.Combobox, "Another judge", placeholder="M1, or NAME=folder or hub id", ensure_option=False)
         self.start, self.stop = (W.Button(description=d, layout=W.Layout(width="auto")) for d in ("Judge these pairs again", "Stop"))
         self.bar, self.what = W.IntProgress(layout=W.Layout(width="220px")), W.Label()
@@ -250,11 +250,11 @@ class JudgeAgain(W.HBox):
         self._at_work(False)
 
     def _at_work(self, yes: bool):
-        self.start.disabled, self.stop.disabled, self.bar.layout.visibility, self.stopped = yes, not yes, "visible" if yes else "hidden", not yes
+        self.start.disabled, self.stop.disabled, self.bar.layout.visibility = yes, not yes, "visible" if yes else "hidden"
 
     def halt(self):
-        "Stop after the judgement at hand; what was judged is kept."
-        self.stopped = True
+        "Stop at once; what was judged is kept."
+        stop_jobs(self.stopped)
 
     def begin(self, judge: str | None = None, limit: int | None = None) -> asyncio.Task | None:
         "Let a judge (as of `model_named`) judge the pairs, of the first `limit` problems; the task, or None where none could be started."
@@ -264,21 +264,20 @@ class JudgeAgain(W.HBox):
         try: loop = asyncio.get_running_loop()
         except RuntimeError: return x.say("This needs a notebook's event loop; `psr_nb rejudge` does the same in a shell.")
         self._at_work(True); x.say("")
+        self.stopped = threading.Event()
         self.task = loop.create_task(self._follow(judge, model, limit))
         return self.task
 
     async def _follow(self, judge: str, model: str, limit: int | None):
         "Show how far the child process is, and in the end what it found."
         x, latest = self.tab.explorer, ["starting", 0, 1]
-        def progress(*event):
-            latest[:] = event
-            if self.stopped: raise InputError("Stopped. What was judged is kept, and the same judge goes on from there.")
-        job = asyncio.ensure_future(asyncio.to_thread(rejudge_in_child, x.look.run, x.arm, int(model[1:]), judge, limit, progress))
+        def progress(*event): latest[:] = event
+        job = asyncio.ensure_future(asyncio.to_thread(rejudge_in_child, x.look.run, x.arm, int(model[1:]), judge, limit, progress, self.stopped))
         try:
             while not job.done():
                 what, done, total = latest
                 self.bar.max = total; self.bar.value = done   # in this order: a value beyond the maximum would be cut
-                self.what.value = "stopping" if self.stopped else f"{what}: {done} of {total}"
+                self.what.value = f"{what}: {done} of {total}"
                 await asyncio.wait([job], timeout=.3)
             name = job.result().parent.name
             self.what.value = f"{name} has judged the pairs of {model}"
@@ -286,10 +285,11 @@ class JudgeAgain(W.HBox):
         except Exception as e:
             self.what.value = ""
             self.tab.fill()
-            x.say(str(e) if isinstance(e, (InputError, JobError)) else f"This judge failed ({type(e).__name__}: {e})")
+            if self.stopped.is_set(): x.say("Stopped. What was judged is kept, and the same judge goes on from there.")
+            else: x.say(str(e) if isinstance(e, (InputError, JobError)) else f"This judge failed ({type(e).__name__}: {e})")
         finally: self._at_work(False)
 
-# %% ../nbs/30_explorer.ipynb #c015
+# %% ../nbs/30_explorer.ipynb #c016
 class CompareTab(W.VBox):
     "The same problems by M1 to Mn, the same pairs by several judges, the probe set."
     def __init__(self, explorer):
@@ -399,7 +399,7 @@ class CompareTab(W.VBox):
         found = {m: index_file(probe_file(x.look.run, x.arm, int(m[1:]))).read(id) for m in models}
         self.probe.value = f'<div class="psr-question">{shown(found[models[0]].question)}</div>' + "".join(f"<b>{m}</b>{search_html(t)}" for m, t in found.items())
 
-# %% ../nbs/30_explorer.ipynb #c017
+# %% ../nbs/30_explorer.ipynb #c018
 class AuditTab(W.VBox):
     "Label pairs blind with keys 1 to 4; what the judge had said follows."
     def __init__(self, explorer):
@@ -476,7 +476,7 @@ class AuditTab(W.VBox):
         rows, pairs = export_labels(x.look.run, x.index(self.iteration.value), x.arm, n, path), {l.key for l in read_labels(x.look.run) if (l.arm, l.n) == (x.arm, n)}
         x.say(f"{rows} labelled pairs written to {path}" + (f"; left out: {len(pairs) - rows}, which nobody called for A or B, or on which people differ" if len(pairs) > rows else ""))
 
-# %% ../nbs/30_explorer.ipynb #c019
+# %% ../nbs/30_explorer.ipynb #c020
 class RunExplorer(W.VBox):
     "A run folder to walk through. Keys: n/p problem, j/k step, d next disagreement, 1-4 label, s skip."
     def __init__(self, path: str | Path, live: bool | None = None, seconds: float = 3.0):
@@ -546,7 +546,7 @@ class RunExplorer(W.VBox):
         self.compare.parts.selected_index = 1
         return self.compare.again.begin(judge, limit)
 
-# %% ../nbs/30_explorer.ipynb #c021
+# %% ../nbs/30_explorer.ipynb #c022
 _SMALL = 20_000_000   # bytes of searches that are read at once when a run is opened
 
 def state(path: Path) -> list[tuple]:
@@ -575,7 +575,7 @@ def _page(self: RunExplorer, overview: dict[str, str] | None = None):
     if page is not self.steps: page.refresh(*([overview] if page is self.overview else []))
     self._wanted = None
 
-# %% ../nbs/30_explorer.ipynb #c022
+# %% ../nbs/30_explorer.ipynb #c023
 def _news(self: RunExplorer) -> tuple | None:
     "What is in the folder, and the overview where that is looked at; None if nothing has changed. Runs in a thread."
     if self._seen == (now := state(self.path)): return None

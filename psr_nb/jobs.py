@@ -39,12 +39,13 @@ def child_main():
 class JobError(RuntimeError):
     "A job ended in a way its author did not foresee; its log file tells more."
 
-_children = set()
+_children = {}   # running job -> what stops it
 
 def stop_jobs(stopped: threading.Event):
-    "Kill the jobs of all threads, as a Ctrl-C in the main one must; `stopped` keeps those threads from starting the next."
+    "Kill the jobs that were given this event, in all threads, as a Ctrl-C in the main one must; set, it keeps those threads from starting the next."
     stopped.set()
-    for child in list(_children): _kill(child)
+    for child, by in list(_children.items()):
+        if by is stopped: _kill(child)
 
 def _kill(child):
     "Kill a job and all processes that it started."
@@ -72,7 +73,7 @@ def run_job(function: str,               # "module:function"; it is called with 
         child = subprocess.Popen([sys.executable, "-c", "from psr_nb.jobs import child_main; child_main()"], env=env, stderr=out,
                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, pass_fds=keep_open)
     end = {}
-    _children.add(child)
+    _children[child] = stopped
     try:
         if stopped and stopped.is_set(): raise JobError(f"{function}: not begun, for all jobs were stopped")
         child.stdin.write(json.dumps({"function": function, "arguments": arguments}).encode() + b"\n"); child.stdin.flush()
@@ -81,9 +82,10 @@ def run_job(function: str,               # "module:function"; it is called with 
             if "progress" in event: progress(*event["progress"])
             else: end = event
     finally:   # an exception here is a Ctrl-C: take the child along
-        _children.discard(child)
+        del _children[child]
         _kill(child); child.wait(); child.stdin.close(); child.stdout.close()
     if "result" in end: return end["result"]
     if "wrong" in end: raise InputError(end["wrong"])
-    how = f"failed: {end['crashed']}" if end else "was killed, by someone or for want of memory; what it had finished is on disk"
+    killed = "stopped" if stopped and stopped.is_set() else "killed, by someone or for want of memory"
+    how = f"failed: {end['crashed']}" if end else f"was {killed}; what it had finished is on disk"
     raise JobError(f"{function.partition(':')[2]} {how}. Its log: {log}")

@@ -85,7 +85,7 @@ _AT_LEAST = {"search.w": 2, "search.max_steps": 1, "search.max_step_tokens": 1, 
              "dpo.checkpoint_every": 1, "dpo.tree_tokens": 1, "sft.pack_tokens": 0, "sft.eft_share": 0, "dpo.label_smoothing": 0, "engine.max_batch_tokens": 1, "engine.in_flight": 1,
              "engine.max_seqs": 1, "engine.cpu_cache": 1, "engine.tensor_parallel": 1, "engine.max_length": 2, "engine.gpu_memory": 0.01, "judge.sure": 0}
 
-# %% ../nbs/22_pipeline.ipynb #c009
+# %% ../nbs/22_pipeline.ipynb #c010
 def _value(kind, value, where: str):
     "A setting's value as its type, or InputError."
     args = typing.get_args(kind) or (kind,)
@@ -102,7 +102,7 @@ def _value(kind, value, where: str):
         if where.endswith("top_p") and not 0 < v <= 1: raise InputError(f"{where}: {v} is not in (0, 1]")
     return value
 
-# %% ../nbs/22_pipeline.ipynb #c010
+# %% ../nbs/22_pipeline.ipynb #c011
 def _section(cls, row: dict, prefix: str):
     "A settings dataclass from a mapping."
     if not isinstance(row, dict): raise InputError(f"{prefix.rstrip('.') or 'recipe'}: expected settings, not {row!r}")
@@ -127,7 +127,7 @@ def as_recipe(row: dict) -> Recipe:
     domain_named(r.domain)
     return r
 
-# %% ../nbs/22_pipeline.ipynb #c011
+# %% ../nbs/22_pipeline.ipynb #c013
 def domain_named(name: str) -> Domain:
     "The domain of a recipe: a built-in name, or `module:NAME` for one of yours."
     ours = {"math": MATH, "arithmetic": ARITHMETIC}
@@ -137,7 +137,7 @@ def domain_named(name: str) -> Domain:
     try: return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as e: raise InputError(f"domain: could not import {name!r} ({e})") from e
 
-# %% ../nbs/22_pipeline.ipynb #c015
+# %% ../nbs/22_pipeline.ipynb #c017
 def recipes() -> dict[str, Path]:
     "The recipes that ship with psr_nb, by name."
     return {p.stem: p for p in sorted(packaged("recipes").glob("*.yaml"))}
@@ -156,7 +156,7 @@ def load_recipe(source: str, **changes) -> Recipe:
         at[last] = value
     return as_recipe(row)
 
-# %% ../nbs/22_pipeline.ipynb #c020
+# %% ../nbs/22_pipeline.ipynb #c022
 @dataclass
 class Run:
     "A recipe and the folder it runs in."
@@ -188,7 +188,7 @@ class Run:
         "A data file of the run."
         return self.path/"data"/f"{name}.jsonl"
 
-# %% ../nbs/22_pipeline.ipynb #c022
+# %% ../nbs/22_pipeline.ipynb #c024
 def plan(r: Recipe) -> dict[str, list]:
     "All data of a run: test, judge_test, ift, eft, questions-2, questions-3, ... InputError if there are too few questions."
     d, rng = r.data, random.Random(r.seed)
@@ -220,7 +220,7 @@ def _apart(rows: list, test: list[Problem], source: str, contamination: str) -> 
                          (", ..." if both[5:] else "") + "; data.contamination=drop leaves them out, data.contamination=keep trains on them")
     return rows if contamination == "keep" else [r for r in rows if same_question(r.question) not in ids]
 
-# %% ../nbs/22_pipeline.ipynb #c023
+# %% ../nbs/22_pipeline.ipynb #c026
 def _differences(a: dict, b: dict, prefix: str = "") -> list[str]:
     both = [_differences(a[k], b[k], f"{prefix}{k}.") if isinstance(a.get(k), dict) and isinstance(b.get(k), dict)
             else [f"{prefix}{k}: {a.get(k)!r} there, {b.get(k)!r} here"] for k in {**a, **b} if a.get(k) != b.get(k)]
@@ -248,7 +248,7 @@ def open_run(path: str | Path, recipe: Recipe | None = None) -> Run:
     write_whole(kept, yaml.safe_dump({"schema": SCHEMA, "versions": versions(), "recipe": asdict(recipe)}, sort_keys=False, allow_unicode=True))
     return run
 
-# %% ../nbs/22_pipeline.ipynb #c026
+# %% ../nbs/22_pipeline.ipynb #c029
 def _note(folder: Path, phase: str, start: float, **used):
     "Keep how long a phase took and what an engine did in it; a phase that was interrupted has a line for each part."
     append_jsonl(folder/"phases.jsonl", [{"phase": phase, "seconds": round(time.time() - start, 2), **used}])
@@ -267,7 +267,7 @@ def costs(folder: Path) -> dict[str, dict]:
         if c["output_tokens"]: c["output_tokens_per_second"] = round(c["output_tokens"] / max(c["seconds"], 1e-9), 1)
     return {k: dict(v) for k, v in out.items()}
 
-# %% ../nbs/22_pipeline.ipynb #c027
+# %% ../nbs/22_pipeline.ipynb #c031
 def _search(run: Run, arm: str, n: int, engine, progress):
     "Search the questions for model `n` with the engine of the model before it."
     r, folder, questions = run.recipe, run.folder(arm, n), read_jsonl(run.data(f"questions-{n}"), Problem)
@@ -283,7 +283,7 @@ def _search(run: Run, arm: str, n: int, engine, progress):
         progress(f"searching|{used['output_tokens'] / (time.time() - start):.0f} tokens/s", len(done), len(questions))
     _note(folder, "search", start, **_used(engine, before))
 
-# %% ../nbs/22_pipeline.ipynb #c028
+# %% ../nbs/22_pipeline.ipynb #c032
 def engine_job(recipe: dict, path: str, arm: str, n: int, progress: Callable[[str, int, int], None]) -> None:
     "Evaluate model `n` of an arm, if it is this arm's to evaluate, and search for model `n + 1`."
     run = Run(as_recipe(recipe), Path(path))
@@ -301,7 +301,7 @@ def engine_job(recipe: dict, path: str, arm: str, n: int, progress: Callable[[st
         write_whole(folder/"metrics.json", json.dumps({"arm": arm, "model": f"M{n}"} | figures | made_of(run, arm, n), indent=1))
     if n < run.last: _search(run, arm, n + 1, engine, progress)
 
-# %% ../nbs/22_pipeline.ipynb #c029
+# %% ../nbs/22_pipeline.ipynb #c033
 def train_job(recipe: dict, path: str, arm: str, n: int, progress: Callable[[str, int, int], None]) -> None:
     "Make model `n`: M1 by fine-tuning, later ones by step-wise DPO on the pairs of their trajectories."
     run = Run(as_recipe(recipe), Path(path))
@@ -327,7 +327,7 @@ def _pairs(run: Run, arm: str, n: int) -> tuple[list[StepPair], dict[str, int]]:
     by_id = {t.problem_id: t for t in read_jsonl(run.folder(arm, n)/"trajectories.jsonl", Trajectory)}
     return make_pairs([by_id[q.id] for q in questions], run.recipe.pairs, {q.id: q.answer for q in questions}, domain_named(run.recipe.domain))
 
-# %% ../nbs/22_pipeline.ipynb #c031
+# %% ../nbs/22_pipeline.ipynb #c035
 def search_figures(trajectories: list[Trajectory]) -> dict:
     "How a search went, in counts."
     steps = [s for t in trajectories for s in t.steps]
@@ -351,7 +351,7 @@ def made_of(run: Run, arm: str, n: int) -> dict:
     return out | {"pairs": len(pairs), "pair_table": dict(sorted(table.items())), "search": figures,
                   "judge_calls_per_pair": figures["judge"]["comparisons"] / len(pairs) if pairs else None}
 
-# %% ../nbs/22_pipeline.ipynb #c033
+# %% ../nbs/22_pipeline.ipynb #c037
 class _Bar:
     "One line of progress for each arm: a bar on a terminal or in a notebook, plain lines elsewhere."
     def __init__(self, arm: str, position: int, quiet: bool):
@@ -382,7 +382,7 @@ def _searched(run: Run, arm: str, n: int) -> bool:
     path = run.folder(arm, n)/"trajectories.jsonl"
     return path.exists() and path.read_bytes().count(b"\n") >= run.recipe.questions[n - 2]
 
-# %% ../nbs/22_pipeline.ipynb #c034
+# %% ../nbs/22_pipeline.ipynb #c039
 def _run_arm(run: Run, arm: str, bar: _Bar, lock: int, stopped: threading.Event):
     "Everything of one arm that is not done yet, from M1's evaluation on."
     for n in range(1, run.last + 1):
@@ -400,7 +400,7 @@ def _locked(path: Path, patience: float = 10):
             if time.time() > until: f.close(); raise InputError(f"{path}: another process is at work in this run; wait for it or stop it") from e
             time.sleep(.1)
 
-# %% ../nbs/22_pipeline.ipynb #c035
+# %% ../nbs/22_pipeline.ipynb #c040
 def run(recipe: Recipe | str, path: str | Path, quiet: bool = False) -> Run:
     "Run a recipe in a folder, or continue it there. InputError for bad input, JobError if a child process failed."
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe

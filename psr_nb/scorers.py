@@ -92,6 +92,7 @@ def _share_right(completions: list[Completion], problem: Problem, domain: Domain
     answers = {a: domain.equal(problem.answer, a)[0] for a in set(ends) if a is not None}
     return sum(answers.get(a, False) for a in ends) / len(ends)
 
+# %% ../nbs/20_scorers.ipynb #c012
 def rollout_scorer(tokenizer, domain: Domain, s: RolloutSettings = RolloutSettings(), context: int = 1 << 30) -> Scorer:
     "Scores are shares of rollouts that end right. None for a problem without an answer, and a prefix that leaves no room in the context."
     def scorer(spot: Spot):
@@ -108,7 +109,7 @@ def rollout_scorer(tokenizer, domain: Domain, s: RolloutSettings = RolloutSettin
         return scores
     return scorer
 
-# %% ../nbs/20_scorers.ipynb #c019
+# %% ../nbs/20_scorers.ipynb #c020
 @dataclass
 class StepLabels:
     "A solution with a label for each step."
@@ -130,6 +131,7 @@ def first_error(problem: Problem, steps: list[str], tokenizer, domain: Domain, s
         low, high = (k, high) if seen[k] > 0 else (low, k)
     return high - 1, seen
 
+# %% ../nbs/20_scorers.ipynb #c021
 def label_solutions(engine: Engine, domain: Domain, solved: list[tuple[Problem, list[str]]], s: RolloutSettings = RolloutSettings(),
                     progress: Callable[[str, int, int], None] = lambda *_: None) -> list[StepLabels]:
     """Labels by rollouts: steps before the first error are good, it is bad, what follows is not known.
@@ -142,15 +144,18 @@ def label_solutions(engine: Engine, domain: Domain, solved: list[tuple[Problem, 
     labels = lambda n, e: [1] * n if e is None else [1] * e + [0] + [None] * (n - e - 1)
     return [StepLabels(p.id, p.question, steps, labels(len(steps), found[i]) if i in found else [None] * len(steps), f"rollouts, {s.n}") for i, (p, steps) in enumerate(solved)]
 
-# %% ../nbs/20_scorers.ipynb #c024
+# %% ../nbs/20_scorers.ipynb #c026
 def _step_labels(row, where: str, neutral: int | None) -> list[StepLabels]:
     "The labelled solutions in a row. InputError if there is none."
     if isinstance(row, dict) and "label" in row:   # PRM800K: each rated candidate after the steps chosen before it
         (question, spots), value = prm800k_steps(row, where), {1: 1, 0: neutral, -1: 0}
         return [StepLabels(f"{Path(where).name}/{k}.{i}", question, [*steps, text], [None] * len(steps) + [value[rating]], "PRM800K")
                 for k, (steps, rated) in enumerate(spots, 1) for i, (text, rating) in enumerate(rated, 1) if value.get(rating) is not None]
+    if isinstance(row, dict) and "siblings" in row:   # a tree of scored candidates
+        return [StepLabels(f"{x['id']}.{i}", row["question"], [*x["steps"], text], [None] * len(x["steps"]) + [int(score > 0)], "tree")
+                for x in row["siblings"] for i, (text, score) in enumerate(zip(x["texts"], x["scores"]), 1) if score is not None]
     if not isinstance(row, dict) or not {"steps", "completions"} & set(row):
-        raise InputError(f"{where}: neither a PRM800K row, nor 'prompt', 'completions' and 'labels', nor 'id', 'question', 'steps' and 'labels'")
+        raise InputError(f"{where}: neither a PRM800K row, nor a tree, nor 'prompt', 'completions' and 'labels', nor 'id', 'question', 'steps' and 'labels'")
     if "completions" in row:                       # TRL
         row = {"id": where, "question": row.get("prompt"), "steps": row["completions"], "labels": [int(x) if isinstance(x, bool) else x for x in row.get("labels") or []], "source": "TRL"}
     r = as_record(StepLabels, row, where)
@@ -159,7 +164,7 @@ def _step_labels(row, where: str, neutral: int | None) -> list[StepLabels]:
     return [r]
 
 def load_step_labels(source: str, limit: int | None = None, neutral: int | None = 1) -> list[StepLabels]:
-    "Labelled solutions from PRM800K rows, TRL's stepwise rows or our own. InputError names a row that is none of them."
+    "Labelled solutions from PRM800K rows, TRL's stepwise rows, grown trees or our own. InputError names a row that is none of them."
     out = []
     for where, row in _rows(source):
         if limit is not None and len(out) >= limit: break
@@ -167,7 +172,7 @@ def load_step_labels(source: str, limit: int | None = None, neutral: int | None 
     if not out: raise InputError(f"{source}: no labelled step in it")
     return out[:limit]
 
-# %% ../nbs/20_scorers.ipynb #c028
+# %% ../nbs/20_scorers.ipynb #c030
 @dataclass(frozen=True)
 class PRMFormat:
     "How a process reward model is asked."
@@ -191,7 +196,7 @@ def prm_ids(tokenizer, domain: Domain, question: str, steps: list[str], f: PRMFo
         if f.mark: ids = ids + encode(tokenizer, "\n")
     return ids, ends
 
-# %% ../nbs/20_scorers.ipynb #c029
+# %% ../nbs/20_scorers.ipynb #c031
 class PRM:
     "A process reward model, ready to score steps."
     def __init__(self, path: str, format: PRMFormat | None = None, dtype: str = "auto", device: str | None = None):
@@ -223,7 +228,7 @@ class PRM:
         else: good = self.model(input_ids=x, attention_mask=mask).logits[:, ends].float().softmax(-1)[..., self.format.good_class]
         return [good[j, [ends.index(e) for e in where]].tolist() for j, (_, where) in enumerate(made)]
 
-# %% ../nbs/20_scorers.ipynb #c030
+# %% ../nbs/20_scorers.ipynb #c032
 def _prm_model(path: str, f: PRMFormat, dtype: str, device: str):
     from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
     _quiet()
@@ -239,7 +244,7 @@ def prm_scorer(prm: PRM, domain: Domain) -> Scorer:
         yield   # makes this a generator
     return scorer
 
-# %% ../nbs/20_scorers.ipynb #c032
+# %% ../nbs/20_scorers.ipynb #c034
 @dataclass
 class PRMSettings(TrainSettings):
     "Training of a process reward model."
@@ -257,7 +262,7 @@ def prm_row(tokenizer, domain: Domain, r: StepLabels, f: PRMFormat) -> dict:
         else: labels[e] = f.good_class if l else 1 - f.good_class
     return {"input_ids": ids, "labels": labels}
 
-# %% ../nbs/20_scorers.ipynb #c033
+# %% ../nbs/20_scorers.ipynb #c035
 def _padded(rows: list[dict], pad: int) -> dict:
     "Rows of `prm_row` as one batch, padded on the right."
     width = max(len(r["input_ids"]) for r in rows)
@@ -289,6 +294,7 @@ def train_prm(base: str, rows: list[StepLabels], out: str | Path, domain: Domain
     write_whole(out/"prm.json", json.dumps(asdict(f)))
     return facts
 
+# %% ../nbs/20_scorers.ipynb #c036
 def prm_accuracy(prm: PRM, domain: Domain, rows: list[StepLabels]) -> dict:
     "Share of labelled steps on whose side of one half the score is, with its interval, among the good and among the bad; rows that are `too_long` don't count."
     scored = prm.scores(domain, [(r.question, r.steps) for r in rows])
