@@ -119,14 +119,14 @@ def grow(problem: Problem, tokenizer, domain: Domain, scorer: Scorer, s: TreeSet
 
 # %% ../nbs/21_eft.ipynb #c011
 def grow_trees(engine: Engine, problems: list[Problem], domain: Domain, scorer: Scorer, path: str | Path, s: TreeSettings = TreeSettings(),
-               progress: Callable[[str, int, int], None] = lambda *_: None) -> list[Tree]:
-    "A tree for each problem, one line each in the JSONL file `path`, continuing it if it exists. InputError for a tree of another question there."
+               progress: Callable[[str, int, int], None] = lambda *_: None, in_flight: int = 32) -> list[Tree]:
+    "A tree for each problem, one line each in the JSONL file `path`, continuing it if it exists; at most `in_flight` are begun and not on disk. InputError for a tree of another question there."
     done = {t.problem_id: t for t in read_jsonl(path, Tree)} if Path(path).exists() else {}
     for p in problems:
         if p.id in done and done[p.id].question != p.question: raise InputError(f"{path}: the tree of {p.id} is of another question; give these questions another folder")
     context = getattr(engine, "context", 1 << 30)
     todo = ((p.id, grow(p, engine.tokenizer, domain, scorer, s, context)) for p in problems if p.id not in done)
-    for id, tree in drive(engine, todo):
+    for id, tree in drive(engine, todo, in_flight):
         append_jsonl(path, [tree]); done[id] = tree
         progress("trees", sum(p.id in done for p in problems), len(problems))
     return [done[p.id] for p in problems]
