@@ -352,6 +352,7 @@ def main(argv: list[str] | None = None):
     "The `psr_nb` command. Wrong input is one line on standard error and exit code 2."
     args = parser().parse_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.simplefilter("ignore", FutureWarning)   # what libraries have to tell one another
     warnings.formatwarning = lambda message, *_, **__: f"psr_nb: {message}\n"
     from psr_nb.jobs import JobError
     try: args.run_command(args)

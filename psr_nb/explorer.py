@@ -192,7 +192,7 @@ class StepsTab(W.VBox):
         if not id: return
         self.trajectory = t = self.index.read(id)
         self.shown = self.explorer.arm, self.iteration.value
-        self.question.value = f'<div class="psr-question"><b>{html.escape(plain(id, 200))}</b> {badge(t.ended)} {badge(f"{t.rollbacks} roll-backs") if t.rollbacks else ""} answer {shown(t.answer or "none", 300)}<br>{shown(t.question)}</div>'
+        self.question.value = f'<div class="psr-question"><b>{html.escape(plain(id, 200))}</b> {badge(t.ended)} {badge(f"roll-backs: {t.rollbacks}") if t.rollbacks else ""} answer {shown(t.answer or "none", 300)}<br>{shown(t.question)}</div>'
         tree, kinds = step_tree(t), {"path": "path", "rolled back": "rolled", "dropped": "dropped"}
         first = next((i for i, s in enumerate(t.steps) if s.judgements), 0)
         with self.tree.hold_trait_notifications():

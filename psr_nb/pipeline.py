@@ -316,7 +316,8 @@ def train_job(recipe: dict, path: str, arm: str, n: int, progress: Callable[[str
         if left_out: warnings.warn(f"{left_out} rows are left out for sft.eft_share = {r.sft.eft_share}")
         train_sft(run.model(arm, 0), ids, out, r.sft, seed, progress)
     else:
-        pairs, _ = _pairs(run, arm, n)
+        pairs, fates = _pairs(run, arm, n)
+        if not pairs: raise InputError(_why_none(run, arm, n, fates))
         write_whole(folder/"pairs.jsonl", "".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in pairs))
         train_dpo(run.model(arm, n - 1), pairs, out, r.dpo, seed, run.model(arm, 1) if r.dpo.reference == "M1" else None, progress)
     _note(folder, "train", start)
@@ -340,6 +341,16 @@ def search_figures(trajectories: list[Trajectory]) -> dict:
             "rollbacks": sum(t.rollbacks for t in trajectories), "unusable_candidates": dict(unusable),
             "output_tokens": sum(t.output_tokens for t in trajectories), "judge": judge_stats([s.judgements for s in steps])}
 
+def _why_none(run: Run, arm: str, n: int, fates: dict[str, int]) -> str:
+    "What to say when a search gave no pair: what became of its steps and of the candidates that could not be used."
+    path = run.folder(arm, n)/"trajectories.jsonl"
+    unusable = search_figures(read_jsonl(path, Trajectory))["unusable_candidates"]
+    told = lambda counts: ", ".join(f"{what} {k}" for what, k in counts.items())
+    advice = f" (length: longer than search.max_step_tokens = {run.recipe.search.max_step_tokens})" if "length" in unusable else ""
+    return (f"{path}: no pair to train on; {told(fates)}" + (f"; candidates that could not be used: {told(unusable)}{advice}" if unusable else "")
+            + f". `psr_nb report {run.path}` shows them; changed settings need a folder of their own")
+
+# %% ../nbs/22_pipeline.ipynb #c036
 def made_of(run: Run, arm: str, n: int) -> dict:
     "What made model `n`: search, pairs and training in figures."
     training, folder = Path(run.model(arm, n))/"training.json", run.folder(arm, n)
@@ -351,7 +362,7 @@ def made_of(run: Run, arm: str, n: int) -> dict:
     return out | {"pairs": len(pairs), "pair_table": dict(sorted(table.items())), "search": figures,
                   "judge_calls_per_pair": figures["judge"]["comparisons"] / len(pairs) if pairs else None}
 
-# %% ../nbs/22_pipeline.ipynb #c037
+# %% ../nbs/22_pipeline.ipynb #c038
 class _Bar:
     "One line of progress for each arm: a bar on a terminal or in a notebook, plain lines elsewhere."
     def __init__(self, arm: str, position: int, quiet: bool):
@@ -382,7 +393,7 @@ def _searched(run: Run, arm: str, n: int) -> bool:
     path = run.folder(arm, n)/"trajectories.jsonl"
     return path.exists() and path.read_bytes().count(b"\n") >= run.recipe.questions[n - 2]
 
-# %% ../nbs/22_pipeline.ipynb #c039
+# %% ../nbs/22_pipeline.ipynb #c040
 def _run_arm(run: Run, arm: str, bar: _Bar, lock: int, stopped: threading.Event):
     "Everything of one arm that is not done yet, from M1's evaluation on."
     for n in range(1, run.last + 1):
@@ -400,7 +411,7 @@ def _locked(path: Path, patience: float = 10):
             if time.time() > until: f.close(); raise InputError(f"{path}: another process is at work in this run; wait for it or stop it") from e
             time.sleep(.1)
 
-# %% ../nbs/22_pipeline.ipynb #c040
+# %% ../nbs/22_pipeline.ipynb #c041
 def run(recipe: Recipe | str, path: str | Path, quiet: bool = False) -> Run:
     "Run a recipe in a folder, or continue it there. InputError for bad input, JobError if a child process failed."
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe

@@ -77,7 +77,7 @@ def search_html(t: Trajectory, right: bool | None = None, limit: int = 3000) -> 
     "A whole search folded up, its rounds in the order they happened."
     verdict = "" if right is None else badge("right", "good") if right else badge("wrong", "bad")
     differ = sum(len(disagreements(s)) for s in t.steps)
-    notes = [badge(t.ended), badge(f"{len(t.path)} steps")] + ([badge(f"{t.rollbacks} roll-backs", "bad")] if t.rollbacks else []) + ([badge(f"{differ} pairs differ by order", "bad")] if differ else [])
+    notes = [badge(t.ended), badge(f"steps: {len(t.path)}")] + ([badge(f"roll-backs: {t.rollbacks}", "bad")] if t.rollbacks else []) + ([badge(f"pairs that differ by order: {differ}", "bad")] if differ else [])
     answer = f" answer {shown(t.answer, 200)}" if t.answer is not None else ""
     return (f'<details class="psr-search"><summary><b>{html.escape(plain(t.problem_id, 200))}</b> {verdict} {" ".join(notes)}{answer}</summary>'
             f'<div class="psr-question">{shown(t.question, limit)}</div>{"".join(step_html(s, limit) for s in t.steps)}</details>')

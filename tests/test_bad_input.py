@@ -73,6 +73,12 @@ def test_questions_longer_than_the_context_are_counted(psr, tmp_path):
     assert metrics["search"]["ended"]["length limit"] == 1 and metrics["search"]["questions"] == 24
 
 
+def test_steps_that_never_end(psr, tmp_path):
+    "Every candidate is cut at its limit. The run ends and says why there is nothing to train on."
+    refused(psr(*FAST, "--set", "start=M1", "--model", "packaged:models/demo-m1", "--set", "search.max_step_tokens=5", "--set", "arms=[judge]",
+                "--out", tmp_path/"run"), "no pair to train on", "unreadable 24", "length 96 (length: longer than search.max_step_tokens = 5)", "psr_nb report")
+
+
 def test_nan_loss(psr, tmp_path):
     out = tmp_path/"run"
     refused(psr(*FAST, "--set", "start=M1", "--model", "packaged:models/demo-m1", "--set", "dpo.learning_rate=1.0e+30",

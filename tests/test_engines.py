@@ -1,12 +1,13 @@
 """What every engine has to do alike: transformers and, where it is installed, real vLLM."""
-import os, subprocess, sys
+import os, random, subprocess, sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 import pytest
 import torch
+import transformers
 from psr_nb.data import load_problems
-from psr_nb.engines import TransformersEngine, generate, load_model
+from psr_nb.engines import TransformersEngine, generate, load_model, load_tokenizer
 from psr_nb.prompts import MATH, encode, prompt_ids
 from psr_nb.records import InputError, Request, Sampling, packaged
 from psr_nb.vllm import EngineSettings, VLLMEngine
@@ -18,9 +19,10 @@ QUESTION = "Tom has 14 apples. Tom buys {} more. Tom loses 12. How many apples n
 STEP, HOT = Sampling(6, 0.8, 0.95, 30, ("\n",), seed=1), Sampling(6, 3.0, 1.0, 30, seed=1)
 
 
-@pytest.fixture(scope="module", params=["transformers", "vllm"])
+@pytest.fixture(scope="module", params=["transformers", "transformers, continuous", "vllm"])
 def engine(request):
     if request.param == "transformers": yield TransformersEngine(DEMO); return
+    if request.param == "transformers, continuous": yield TransformersEngine(DEMO, refill=True, max_batch_tokens=4096); return
     if NO_VLLM: pytest.skip(NO_VLLM)
     e = VLLMEngine(DEMO, settings=EngineSettings(dtype="float32", cpu_cache=1), adapters=True)
     yield e
@@ -82,6 +84,54 @@ def test_a_thousand_requests_at_once(engine):
     got = generate(engine, [Request(p, Sampling(max_tokens=12, stop=("\n",))) for p in prompts])
     assert len(got) == 1000
     for i in range(60): assert {tuple(got[k][0].ids) for k in range(i, 1000, 60)} == {tuple(got[i][0].ids)}
+
+
+# Continuous batching with every kind of cache that rows can join.
+
+SHAPE = dict(vocab_size=200, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=400)
+WINDOW = dict(sliding_window=12, layer_types=["sliding_attention", "full_attention"] * 2)
+FAMILIES = {"Llama": transformers.LlamaConfig(**SHAPE), "Qwen3": transformers.Qwen3Config(**SHAPE, head_dim=8),
+            "Gemma-3, window 12": transformers.Gemma3TextConfig(**SHAPE, head_dim=8, **WINDOW),
+            "Mistral, window 12": transformers.MistralConfig(**SHAPE, sliding_window=12)}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("refill", [False, True])
+def test_rows_that_come_and_go_change_nothing(name, refill):
+    "Prompts and completions of 1 to 60 tokens, a few rows at a time, against a forward pass over the whole without a cache."
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(FAMILIES[name]).double()
+    for w in model.parameters():   # large enough that what it attends to is heard
+        if w.dim() == 2: torch.nn.init.normal_(w, std=.3)
+    rng = random.Random(0)
+    asked = [([rng.randrange(3, 200) for _ in range(rng.randrange(1, 60))], rng.randrange(1, 60)) for _ in range(40)]
+    engine = TransformersEngine(model, load_tokenizer(DEMO), max_batch_tokens=800, refill=refill)
+    engine.eos = []
+    got = generate(engine, [Request(p, Sampling(max_tokens=n)) for p, n in asked])
+    for (p, n), [c] in zip(asked, got):
+        with torch.inference_mode(): likeliest = model(torch.tensor([p + c.ids])).logits[0, len(p) - 1:-1].argmax(-1)
+        assert c.ids == likeliest.tolist() and len(c.ids) == n
+    assert len({i for [c] in got for i in c.ids}) > 20
+
+
+LITTLE = """
+import resource, sys, warnings
+from psr_nb.engines import TransformersEngine, generate
+from psr_nb.prompts import prompt_ids
+from psr_nb.records import Request, Sampling, packaged
+engine = TransformersEngine(str(packaged("models/demo-m1")), max_batch_tokens=1 << 20)
+asked = [Request(prompt_ids(engine.tokenizer, f"Tom has {i} apples."), Sampling(n=20, temperature=1.0, max_tokens=200, seed=i)) for i in range(200)]
+first = generate(engine, asked[:8])
+used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")) << 10
+resource.setrlimit(resource.RLIMIT_AS, (used + (400 << 20),) * 2)
+assert generate(engine, asked)[:8] == first
+"""
+
+
+def test_too_little_memory_makes_smaller_batches():
+    "A real limit, reached in the middle of 4,000 completions: all are finished, and the same as without it."
+    done = subprocess.run([sys.executable, "-c", LITTLE], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "out of memory; batches are of" in done.stderr, done.stderr[-3000:]
 
 
 # What only vLLM has.
