@@ -48,14 +48,15 @@ def _overview_html(run: Run, indexes: dict[str, Index]) -> str:
 # %% ../nbs/31_dashboard.ipynb #c013
 def _searches_html(index: Index, sample: int, room: int, seed: int = 0) -> str:
     "A sample of an iteration's searches, at most `room` bytes of it."
-    rows, out, used = list(index.rows), [], 0
-    drawn = random.Random(seed).sample(rows, min(sample, len(rows)))
-    for r in sorted(drawn, key=lambda r: rows.index(r)):
-        page = search_html(index.read(r["id"]), r["right"])
-        if used + len(page.encode()) > room: continue
-        out.append(page); used += len(page.encode())
+    rows, out, used = list(index.rows), {}, 0
+    drawn = random.Random(seed).sample(range(len(rows)), min(sample, len(rows)))
+    for i in drawn:   # in the order of the lot, so that those that fit are a sample too
+        page = search_html(index.read(rows[i]["id"]), rows[i]["right"])
+        if used + len(page.encode()) <= room: out[i] = page; used += len(page.encode())
+        elif used > .9 * room: break
     how = "All" if len(out) == len(rows) else f"{len(out)}, drawn by lot, of"
-    return f"<p>{how} {len(rows)} recorded searches.</p>{''.join(map(note, index.notes[:5]))}{''.join(out)}"
+    cut = f"; {len(drawn)} were asked for, and these fit the page" if len(out) < len(drawn) else ""
+    return f"<p>{how} {len(rows)} recorded searches{cut}.</p>{''.join(map(note, index.notes[:5]))}{''.join(out[i] for i in sorted(out))}"
 
 def _compared_html(run: Run, each: int = 3, room: int = 1_000_000) -> str:
     "Which problems were gained and lost from the first model to the last, with examples side by side."

@@ -7,6 +7,7 @@ __all__ = ['STYLE', 'plain', 'mathml', 'shown', 'cell', 'html_table', 'note', 'a
 
 # %% ../nbs/24_render.ipynb #c002
 import html, json, re
+from functools import lru_cache
 from html.parser import HTMLParser
 import pandas as pd
 from .records import packaged
@@ -40,6 +41,7 @@ def _write(e, depth: int = 0) -> str:
     kept = "".join(f' {k}="{v}"' for k, v in e.attrib.items() if k in _ATTRIBUTES and _VALUE.fullmatch(v))
     return f"<{e.tag}{kept}>{inner}</{e.tag}>"
 
+@lru_cache(4096)   # a page shows the same step in many places
 def mathml(latex: str, block: bool = False, limit: int = 2000) -> str | None:
     "LaTeX as MathML; None if it is too long, too deep, or not LaTeX that can be read."
     from latex2mathml.converter import convert_to_element
