@@ -64,7 +64,7 @@ def quick_tests() -> list[tuple[int, int, int]]:
 def main():
     start, slow = time.time(), "--slow" in sys.argv
     nb = slow_notebooks() if slow else notebooks(minutes=12)
-    if slow: py = tests("tests", "-m", "slow", "-n", "2", "--dist", "load", minutes=35)
+    if slow: py = tests("tests", "-m", "slow", "-n", "2", "--dist", "load", minutes=45)
     else: py = [sum(x) for x in zip(*quick_tests())]
     passed, failed = nb[0] + py[0], nb[1] + py[1]
     print(f"\n{nb[0]} notebooks and {py[0]} tests passed in {(time.time() - start) / 60:.1f} minutes")
