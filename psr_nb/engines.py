@@ -162,8 +162,10 @@ def _with_room(cache, room: int = 64):
 
 # %% ../nbs/04_engines.ipynb #c027
 def _only(layer, rows, columns: int):
-    "Keep some of a layer's rows, and its last columns."
-    layer.keys, layer.values, layer.store = layer.keys[rows, :, -columns:], layer.values[rows, :, -columns:], None
+    "Keep some of a layer's rows, in this order, and its last columns where it has columns."
+    layer.reorder_cache(rows)
+    if not hasattr(layer, "keys"): return   # linear attention
+    layer.keys, layer.values, layer.store = layer.keys[..., -columns:, :], layer.values[..., -columns:, :], None
     if layer.is_sliding: layer.cumulative_length = columns   # of which it has the last few
 
 def _append(layer, other):
@@ -216,7 +218,7 @@ class _Batch:
         if len(self.rows) > len(requests):
             copies = torch.tensor([p for p, (_, r) in enumerate(requests) for _ in range(r.sampling.n)], device=logits.device)
             logits, self.mask, self.position = logits[copies], self.mask[copies], self.position[copies]
-            self.cache.batch_select_indices(copies)
+            for layer in self.cache.layers: _only(layer, copies, self.mask.shape[-1])
         self._draw(logits)
 
     def _draw(self, logits):
@@ -238,7 +240,6 @@ class _Batch:
         going = self.going()
         at = torch.tensor(going, device=self.mask.device)
         self.rows, self.token, self.mask, self.position = [self.rows[j] for j in going], self.token[at], self.mask[at], self.position[at]
-        if not self.cache.joins: return self.cache.batch_select_indices(at)
         self.mask = self.mask[:, int(self.mask.any(0).int().argmax()):]
         for layer in self.cache.layers: _only(layer, at, self.mask.shape[-1])
 
