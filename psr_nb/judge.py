@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from itertools import combinations, permutations
 import numpy as np
+from .engines import generate
 from .prompts import Domain, defused, explanation_ids, prompt_ids, read_verdict, verdict_ids
 from .records import Completion, Judgement, Request, Sampling
 
