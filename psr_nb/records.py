@@ -8,7 +8,7 @@ __all__ = ['SCHEMA', 'InputError', 'Problem', 'IFTRow', 'EFTRow', 'Sampling', 'R
            'packaged']
 
 # %% ../nbs/00_records.ipynb #c002
-import dataclasses, json, os, typing, warnings
+import dataclasses, json, os, types, typing, warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -144,16 +144,37 @@ class StepPair:
     orders_agree: bool           # chosen beat rejected in every order they were shown in
 
 # %% ../nbs/00_records.ipynb #c022
+_UNIONS = (typing.Union, types.UnionType)
+
+def _fits(kind, value) -> bool:
+    "Is plain JSON of the right sort for type `kind`, whatever is nested in it?"
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in _UNIONS:
+        return any(_fits(option, value) for option in args)
+    if dataclasses.is_dataclass(kind):
+        return isinstance(value, dict)
+    if isinstance(value, bool):   # which Python counts as an int
+        return kind is bool
+    if kind is float:
+        return isinstance(value, (float, int))
+    if origin is tuple:
+        return isinstance(value, (list, tuple)) and (args[1:] == (...,) or len(value) == len(args))
+    return isinstance(value, origin or kind)
+
 def _build(kind, value, where):
     "Value of annotated type `kind` from plain JSON."
-    if dataclasses.is_dataclass(kind): return as_record(kind, value, where)
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is list and isinstance(value, list): return [_build(args[0], v, where) for v in value]
-    if origin is tuple and isinstance(value, list): return tuple(value)
-    accepted = tuple(a for a in (args or (kind,)) if isinstance(a, type)) if origin not in (list, tuple) else (origin,)
-    if float in accepted: accepted += (int,)
-    if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
+    if dataclasses.is_dataclass(kind):
+        return as_record(kind, value, where)
+    if not _fits(kind, value):
         raise InputError(f"{where}: expected {getattr(kind, '__name__', kind)}, found {json.dumps(value)[:60]}")
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in _UNIONS:
+        return _build(next(option for option in args if _fits(option, value)), value, where)
+    if origin is list and args:
+        return [_build(args[0], v, where) for v in value]
+    if origin is tuple:
+        kinds = args[:1] * len(value) if args[1:] == (...,) else args
+        return tuple(_build(k, v, where) for k, v in zip(kinds, value))
     return value
 
 def as_record(cls, row: dict, where: str = "record"):
