@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DataSettings', 'Recipe', 'nearest', 'as_recipe', 'domain_named', 'recipes', 'load_recipe', 'Run', 'plan', 'versions',
-           'open_run', 'costs', 'engine_job', 'train_job', 'search_figures', 'made_of', 'run']
+           'open_run', 'costs', 'engine_job', 'train_job', 'search_figures', 'made_of', 'check_machine', 'run']
 
 # %% ../nbs/22_pipeline.ipynb #c002
 import dataclasses, difflib, fcntl, importlib, importlib.metadata, json, os, random, sys, threading, time, typing, warnings
@@ -17,7 +17,7 @@ import yaml
 from .arithmetic import ARITHMETIC
 from .benchmarks import overlaps
 from .data import load_eft, load_ift, load_problems, same_question, without
-from .dpo import DPOSettings, train_dpo
+from .dpo import DPOSettings, check_attention, train_dpo
 from .evaluate import EvalSettings, accuracy, evaluate, evaluate_judge, judge_accuracy
 from .jobs import run_job, stop_jobs
 from .judge import JudgeSettings, judge_stats
@@ -27,7 +27,7 @@ from .records import (SCHEMA, EFTRow, IFTRow, InputError, Problem, StepPair, Tra
                             read_jsonl, write_whole)
 from .search import SearchSettings, drive, search, seed_of
 from .sft import SFTSettings, eft_ids, ift_ids, mixed, train_sft
-from .vllm import EngineSettings, open_engine
+from .vllm import EngineSettings, engine_kind, open_engine
 
 # %% ../nbs/22_pipeline.ipynb #c005
 @dataclass
@@ -412,9 +412,15 @@ def _locked(path: Path, patience: float = 10):
             time.sleep(.1)
 
 # %% ../nbs/22_pipeline.ipynb #c041
+def check_machine(r: Recipe):
+    "InputError for a setting that this machine can't follow, before any work is done; a run of it can still be looked at here."
+    check_attention(r.dpo)
+    engine_kind(r.model, r.engine)
+
 def run(recipe: Recipe | str, path: str | Path, quiet: bool = False) -> Run:
     "Run a recipe in a folder, or continue it there. InputError for bad input, JobError if a child process failed."
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    check_machine(recipe)
     try: Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as e: raise InputError(f"{path}: not a folder that a run can be written to ({e.strerror})") from e
     with _locked(Path(path)) as f:
