@@ -1,0 +1,114 @@
+"""Folders made by an earlier version are shown and continued by this one as if they were its own.
+
+tests/fixtures holds what psr_nb 0.1.0 left of these commands, without M2's weights and logs (of `run`, the settings of RUN):
+`psr_nb run fast`, `psr_nb report run --json > report.json`, `psr_nb eval` and `psr_nb judge-eval` on the packaged model.
+"""
+import json, shutil
+from pathlib import Path
+import pytest
+from psr_nb.records import packaged
+
+FIXTURES = Path(__file__).resolve().parent/"fixtures"
+SETTINGS = {"questions": "[8]", "data.test_limit": 6, "data.judge_test_limit": 4, "data.ift_limit": 16, "data.eft_limit": 16, "engine.kind": "transformers"}
+RUN = ("run", "fast", *[x for name, value in SETTINGS.items() for x in ("--set", f"{name}={value}")])
+ENGINE = ("--domain", "arithmetic", "--engine", "transformers", "--dtype", "float32")
+EVAL = ("eval", "--model", "packaged:models/demo-m1", "--bench", packaged("demo/test.jsonl"), "--limit", 8, "--max-tokens", 110, "--mode", "sample", "--samples", 3, *ENGINE)
+JUDGE_EVAL = ("judge-eval", "--model", "packaged:models/demo-m1", "--pairs", "packaged:demo/judge_test.jsonl", "--limit", 12, "--max-tokens", 90, *ENGINE)
+
+
+@pytest.fixture
+def copied(tmp_path):
+    "A copy of a fixture's folder."
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(FIXTURES/name, tmp_path/name))
+    return copy
+
+
+def rows(path: Path) -> list[dict]:
+    "The rows of a file in an order that does not depend on which was done first."
+    return sorted(map(json.loads, path.read_text("utf-8").splitlines()), key=json.dumps)
+
+
+def cut(path: Path, keep: int):
+    "Leave the first `keep` rows and half of the next, as a kill does."
+    lines = path.read_text("utf-8").splitlines(keepends=True)
+    assert len(lines) > keep
+    path.write_text("".join(lines[:keep]) + lines[keep][:len(lines[keep]) // 2], "utf-8")
+
+
+def figures(path: Path) -> dict:
+    "Metrics without what they cost; losses to the third digit, for another processor rounds otherwise."
+    found = json.loads(path.read_text("utf-8"))
+    del found["costs"]
+    training = found["training"]
+    return found | {"training": {k: round(v, 3) if isinstance(v, float) else v for k, v in training.items()}}
+
+
+def test_the_report_is_what_it_was(psr, copied):
+    run = copied("run")
+    done = psr("report", run, "--json")
+    assert (done.returncode, done.stdout) == (0, (FIXTURES/"report.json").read_text("utf-8")), done.stderr
+    done = psr("report", run)
+    assert done.returncode == 0, done.stderr
+    page = (run/"report.html").read_text("utf-8")
+    assert all(f'<section id="{part}">' in page for part in ("overview", "problembyproblem", "searchesthatmadem2", "timeandtokens", "recipeandversions"))
+
+
+def test_a_whole_run_has_nothing_left_to_do(psr, copied):
+    run = copied("run")
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    done = psr(*RUN, "--out", run)
+    assert done.returncode == 0, done.stderr
+    assert {p: p.read_bytes() for p in before} == before
+    assert {p.name for p in run.rglob("*") if p.is_file() and p not in before} == {".lock", "report.html"}
+
+
+def test_another_recipe_is_refused(psr, copied):
+    done = psr(*RUN, "--set", "search.w=3", "--out", copied("run"))
+    assert done.returncode == 2 and "search.w: 4 there, 3 here" in done.stderr, done.stderr
+
+
+def test_a_run_killed_in_its_search_is_continued(psr, copied):
+    run = copied("run")
+    for model in (run/"M2", run/"random"/"M2"):
+        shutil.rmtree(model/"model")
+        for name in ("pairs.jsonl", "evaluation.jsonl", "judge_test.jsonl", "metrics.json", "phases.jsonl"):
+            (model/name).unlink()
+        cut(model/"trajectories.jsonl", 4)
+    done = psr(*RUN, "--out", run)
+    assert done.returncode == 0, done.stderr
+    for model in ("M2", "random/M2"):
+        for name in ("trajectories.jsonl", "pairs.jsonl", "evaluation.jsonl", "judge_test.jsonl"):
+            assert rows(run/model/name) == rows(FIXTURES/"run"/model/name), f"{model}/{name}"
+        assert figures(run/model/"metrics.json") == figures(FIXTURES/"run"/model/"metrics.json")
+    assert psr("report", run, "--json").stdout == (FIXTURES/"report.json").read_text("utf-8")
+
+
+def test_an_evaluation_is_continued(psr, copied):
+    folder = copied("evaluation")
+    cut(folder/"demo-m1"/"test.jsonl", 3)
+    tables = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    assert sorted(tables) == ["results.json", "table.csv", "table.md", "table.tex"]
+    for name in tables:
+        (folder/name).unlink()
+    done = psr(*EVAL, "--out", folder)
+    assert done.returncode == 0, done.stderr
+    assert {name: (folder/name).read_bytes() for name in tables} == tables
+    assert rows(folder/"demo-m1"/"test.jsonl") == rows(FIXTURES/"evaluation"/"demo-m1"/"test.jsonl")
+
+
+def test_an_evaluation_of_the_judge_is_continued(psr, copied):
+    folder = copied("judge-evaluation")
+    whole = psr(*JUDGE_EVAL, "--out", folder)
+    assert whole.returncode == 0, whole.stderr
+    assert (folder/"judgements.jsonl").read_bytes() == (FIXTURES/"judge-evaluation"/"judgements.jsonl").read_bytes()
+    cut(folder/"judgements.jsonl", 5)
+    done = psr(*JUDGE_EVAL, "--out", folder)
+    assert (done.returncode, done.stdout) == (0, whole.stdout), done.stderr
+    assert rows(folder/"judgements.jsonl") == rows(FIXTURES/"judge-evaluation"/"judgements.jsonl")
+
+
+def test_the_fixtures_name_no_machine():
+    for path in FIXTURES.rglob("*.json*"):
+        text = path.read_text("utf-8")
+        assert not any(word in text for word in ("site-packages", "/tmp/", "/home/", "/root/")), path
