@@ -413,7 +413,7 @@ def _locked(path: Path, patience: float = 10):
 
 # %% ../nbs/22_pipeline.ipynb #c041
 def check_machine(r: Recipe):
-    "InputError for a setting that this machine can't follow, before any work is done; a run of it can still be looked at here."
+    "InputError, before any work is done, for a setting that this machine can't follow; it can still show such a run."
     check_attention(r.dpo)
     engine_kind(r.model, r.engine)
 
