@@ -1,4 +1,8 @@
-"No function of the library uses a name that its module does not have: an import in a notebook's hidden cell is not exported."
+"""No function of the library uses a name that its module does not have.
+
+What a notebook imports in a hidden cell is not exported.
+"""
+
 import builtins, dis, importlib, pkgutil
 from types import CodeType
 import pytest
@@ -10,7 +14,9 @@ MODULES = sorted(m.name for m in pkgutil.iter_modules(psr_nb.__path__) if not m.
 def looked_up(code: CodeType) -> set[str]:
     "Names that a piece of code, or one nested in it, looks up in its module."
     inner = [x for x in code.co_consts if isinstance(x, CodeType)]
-    return {i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}.union(*map(looked_up, inner))
+    return {i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}.union(
+        *map(looked_up, inner)
+    )
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -1,26 +1,45 @@
 """Folders made by an earlier version are shown and continued by this one as if they were its own.
 
-tests/fixtures holds what psr_nb 0.1.0 left of these commands, without M2's weights and logs (of `run`, the settings of RUN):
-`psr_nb run fast`, `psr_nb report run --json > report.json`, `psr_nb eval` and `psr_nb judge-eval` on the packaged model.
+tests/fixtures holds what psr_nb 0.1.0 left of the commands RUN, `psr_nb report run --json > report.json`,
+EVAL and JUDGE_EVAL. The weights of the run's M2 and its logs are left out.
 """
+
 import json, shutil
 from pathlib import Path
 import pytest
 from psr_nb.records import packaged
 
 FIXTURES = Path(__file__).resolve().parent/"fixtures"
-SETTINGS = {"questions": "[8]", "data.test_limit": 6, "data.judge_test_limit": 4, "data.ift_limit": 16, "data.eft_limit": 16, "engine.kind": "transformers"}
+SETTINGS = {
+    "questions": "[8]",
+    "data.test_limit": 6,
+    "data.judge_test_limit": 4,
+    "data.ift_limit": 16,
+    "data.eft_limit": 16,
+    "engine.kind": "transformers",
+}
 RUN = ("run", "fast", *[x for name, value in SETTINGS.items() for x in ("--set", f"{name}={value}")])
 ENGINE = ("--domain", "arithmetic", "--engine", "transformers", "--dtype", "float32")
-EVAL = ("eval", "--model", "packaged:models/demo-m1", "--bench", packaged("demo/test.jsonl"), "--limit", 8, "--max-tokens", 110, "--mode", "sample", "--samples", 3, *ENGINE)
-JUDGE_EVAL = ("judge-eval", "--model", "packaged:models/demo-m1", "--pairs", "packaged:demo/judge_test.jsonl", "--limit", 12, "--max-tokens", 90, *ENGINE)
+EVAL = (
+    *"eval --model packaged:models/demo-m1 --limit 8 --max-tokens 110 --mode sample --samples 3".split(),
+    "--bench",
+    packaged("demo/test.jsonl"),
+    *ENGINE,
+)
+JUDGE_EVAL = (
+    *"judge-eval --model packaged:models/demo-m1 --pairs packaged:demo/judge_test.jsonl".split(),
+    *"--limit 12 --max-tokens 90".split(),
+    *ENGINE,
+)
 
 
 @pytest.fixture
 def copied(tmp_path):
     "A copy of a fixture's folder."
+
     def copy(name: str) -> Path:
         return Path(shutil.copytree(FIXTURES/name, tmp_path/name))
+
     return copy
 
 
@@ -33,7 +52,7 @@ def cut(path: Path, keep: int):
     "Leave the first `keep` rows and half of the next, as a kill does."
     lines = path.read_text("utf-8").splitlines(keepends=True)
     assert len(lines) > keep
-    path.write_text("".join(lines[:keep]) + lines[keep][:len(lines[keep]) // 2], "utf-8")
+    path.write_text("".join(lines[:keep]) + lines[keep][: len(lines[keep]) // 2], "utf-8")
 
 
 def figures(path: Path) -> dict:
@@ -51,7 +70,16 @@ def test_the_report_is_what_it_was(psr, copied):
     done = psr("report", run)
     assert done.returncode == 0, done.stderr
     page = (run/"report.html").read_text("utf-8")
-    assert all(f'<section id="{part}">' in page for part in ("overview", "problembyproblem", "searchesthatmadem2", "timeandtokens", "recipeandversions"))
+    assert all(
+        f'<section id="{part}">' in page
+        for part in (
+            "overview",
+            "problembyproblem",
+            "searchesthatmadem2",
+            "timeandtokens",
+            "recipeandversions",
+        )
+    )
 
 
 def test_a_whole_run_has_nothing_left_to_do(psr, copied):
@@ -101,7 +129,9 @@ def test_an_evaluation_of_the_judge_is_continued(psr, copied):
     folder = copied("judge-evaluation")
     whole = psr(*JUDGE_EVAL, "--out", folder)
     assert whole.returncode == 0, whole.stderr
-    assert (folder/"judgements.jsonl").read_bytes() == (FIXTURES/"judge-evaluation"/"judgements.jsonl").read_bytes()
+    assert (folder/"judgements.jsonl").read_bytes() == (
+        FIXTURES/"judge-evaluation"/"judgements.jsonl"
+    ).read_bytes()
     cut(folder/"judgements.jsonl", 5)
     done = psr(*JUDGE_EVAL, "--out", folder)
     assert (done.returncode, done.stdout) == (0, whole.stdout), done.stderr
