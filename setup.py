@@ -10,8 +10,9 @@ extra = {name.removesuffix("_requirements").replace("_", "-"): cfg[name].split()
          for name in cfg if name.endswith("_requirements")}
 
 # The top-level data/ folder is the package psr_nb.data in the wheel.
+modules = {str(p.parent).replace("/", "."): str(p.parent) for p in sorted(Path("psr_nb").rglob("__init__.py"))}
 folders = ["data"] + [str(p) for p in Path("data").rglob("*") if p.is_dir()]
-packages = {"psr_nb": "psr_nb"} | {"psr_nb." + f.replace("/", "."): f for f in folders}
+packages = modules | {"psr_nb." + f.replace("/", "."): f for f in folders}
 
 setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"], keywords=cfg["keywords"],

@@ -1,17 +1,30 @@
-import fcntl, os, subprocess, sys, tempfile
+import fcntl
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
+
 import pytest
 
 
-def pytest_configure(config): config.addinivalue_line("markers", "slow: takes minutes; run by `make slow`")
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes minutes; run by `make slow`")
 
 
 @pytest.fixture
 def psr():
     "Run the `psr_nb` command as a user does: `psr('run', 'fast')` gives a finished process."
+
     def call(*args, **kw):
         kw.setdefault("timeout", 600)
-        return subprocess.run([str(Path(sys.executable).parent/"psr_nb"), *map(str, args)], capture_output=True, text=True, **kw)
+        return subprocess.run(
+            [str(Path(sys.executable).parent / "psr_nb"), *map(str, args)],
+            capture_output=True,
+            text=True,
+            **kw,
+        )
+
     return call
 
 
@@ -19,8 +32,12 @@ def psr():
 def smollm2() -> Path:
     "SmolLM2-135M-Instruct, from its wheel."
     root = Path(__file__).resolve().parent.parent
-    with open(Path(tempfile.gettempdir())/f"psr-smollm2-{os.getuid()}.lock", "w") as lock:   # test processes come at the same time
+    with open(
+        Path(tempfile.gettempdir()) / f"psr-smollm2-{os.getuid()}.lock", "w"
+    ) as lock:  # test processes come at the same time
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (root/"models"/"smollm2"/"tokenizer.json").exists():
-            subprocess.run(["make", "smollm2", f"VENV={Path(sys.executable).parent.parent}"], cwd=root, check=True)
-    return root/"models"/"smollm2"
+        if not (root / "models" / "smollm2" / "tokenizer.json").exists():
+            subprocess.run(
+                ["make", "smollm2", f"VENV={Path(sys.executable).parent.parent}"], cwd=root, check=True
+            )
+    return root / "models" / "smollm2"

@@ -1,71 +1,117 @@
-"""Run nbdev_test and pytest, and end with `N passed, N failed`.
+"""Run the notebooks' examples and pytest, and end with `N passed, N failed`.
 
-`python tests/run_all.py` is the whole quick suite, `--slow` the notebooks with cells marked `#| slow`, and the tests that take minutes.
-It fails if nothing ran.
+`python tests/run_all.py` is the quick suite: every notebook's examples against the installed wheel, and the
+tests that are not marked slow. `--slow` is the rest: nbdev_test on all notebooks, those with cells marked
+`#| slow` with these, and the slow tests. It fails if nothing ran.
 """
-import os, re, signal, subprocess, sys, threading, time
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 
 
-def run(*command, minutes, **env) -> tuple[str, int]:
-    "Run a command, show what it prints as it prints it, and return that with the exit code; killed, with its children, when time is up."
-    p = subprocess.Popen([str(c) for c in command], cwd=ROOT, env={**os.environ, **env}, text=True, start_new_session=True,
-                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def run(*command, minutes) -> tuple[str, int]:
+    """Run a command, show what it prints as it prints it, and return that with the exit code.
+
+    It is killed, with its children, when time is up."""
+    p = subprocess.Popen(
+        [str(c) for c in command],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
     def stop(why=f"not over after {minutes} minutes"):
         print(f"\n{why}, killed: {' '.join(map(str, command))}", flush=True)
         os.killpg(p.pid, signal.SIGKILL)
+
     timer = threading.Timer(60 * minutes, stop)
-    timer.daemon = True   # not to outlive a Ctrl-C
+    timer.daemon = True  # not to outlive a Ctrl-C
     timer.start()
     lines = []
     try:
-        for line in p.stdout: print(line, end="", flush=True); lines.append(line)
+        for line in p.stdout:
+            print(line, end="", flush=True)
+            lines.append(line)
         return "".join(lines), p.wait()
-    except KeyboardInterrupt:   # which the terminal sends to this session only
+    except KeyboardInterrupt:  # which the terminal sends to this session only
         stop("interrupted")
         raise
-    finally: timer.cancel()
+    finally:
+        timer.cancel()
+
+
+def examples(minutes) -> tuple[int, int]:
+    "(passed, failed) notebooks whose examples ran against the installed wheel."
+    out, code = run(sys.executable, ROOT / "tests" / "examples.py", minutes=minutes)
+    told = re.search(r"(\d+) notebooks passed, (\d+) failed", out)
+    passed, failed = map(int, told.groups()) if told else (0, 1)
+    return passed, failed or int(bool(code))
 
 
 def notebooks(*flags, minutes) -> tuple[int, int]:
     "(passed, failed) notebooks of nbdev_test."
-    out, code = run(BIN/"nbdev_test", "--n_workers", "2", "--do_print", *flags, minutes=minutes, OMP_NUM_THREADS="1")
+    out, code = run(BIN / "nbdev_test", "--n_workers", "2", "--do_print", *flags, minutes=minutes)
     ran = set(re.findall(r"^- Completed (.*)$", out, flags=re.M))
     failed = out.partition("nbdev Tests Failed On The Following Notebooks")[2].count(".ipynb")
-    if code and not failed: return len(ran), 1   # it did not get as far as to say which
+    if code and not failed:
+        return len(ran), 1  # it did not get as far as to say which
     return len(ran) - failed, failed
 
 
 def slow_notebooks() -> tuple[int, int]:
-    "(passed, failed) of every notebook that has a slow cell, those cells included."
-    marked = [p.name for p in sorted((ROOT/"nbs").rglob("*.ipynb")) if '"#| slow' in p.read_text()]
-    return notebooks("--file_re", f"^({'|'.join(map(re.escape, marked))})$", "--flags", "slow", minutes=30)
+    "(passed, failed) of nbdev_test on all notebooks, slow cells included where a notebook has any."
+    books = [p for p in sorted((ROOT / "nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
+    marked = [p.name for p in books if '"#| slow' in p.read_text()]
+    names = "|".join(map(re.escape, marked))
+    with_slow = notebooks("--file_re", f"^({names})$", "--flags", "slow", minutes=30)
+    others = notebooks("--skip_file_re", f"^([_.].*|{names})$", minutes=20)
+    return with_slow[0] + others[0], with_slow[1] + others[1]
 
 
 def tests(*flags, minutes) -> tuple[int, int, int]:
     "(passed, failed, skipped) of pytest."
-    out, code = run(sys.executable, "-m", "pytest", "-v", "-rs", "--durations=15", *flags, minutes=minutes, OMP_NUM_THREADS="1")
-    count = lambda what: sum(int(n) for n in re.findall(rf"(\d+) {what}", out.strip().splitlines()[-1]))
+    out, code = run(sys.executable, "-m", "pytest", "-v", "-rs", "--durations=15", *flags, minutes=minutes)
+    last = out.strip().splitlines()[-1]
+
+    def count(what):
+        return sum(int(n) for n in re.findall(rf"(\d+) {what}", last))
+
     failed = count("failed") + count("errors?")
     return count("passed"), failed or int(code not in (0, 5)), count("skipped")
 
 
-def quick_tests() -> list[tuple[int, int, int]]:
-    "(passed, failed, skipped) of the tests in two processes, for many wait for a child, and then of the browser's, which want the machine for themselves."
-    browser, longest = ROOT/"tests"/"test_browser.py", ROOT/"tests"/"test_kill.py"   # the longest is begun first, beside all the others
-    others = sorted(set((ROOT/"tests").glob("test_*.py")) - {browser, longest})
-    return [tests(longest, *others, "-m", "not slow", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", minutes=15),
-            tests(browser, "-m", "not slow", minutes=12)]
+def quick_tests() -> tuple[int, int, int]:
+    "The tests in two processes, for many wait for a child, then the browser's, which want the machine alone."
+    folder = ROOT / "tests"
+    browser, longest = folder / "test_browser.py", folder / "test_kill.py"
+    others = sorted(set(folder.glob("test_*.py")) - {browser, longest})
+    two = ("-m", "not slow", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
+    parts = [
+        tests(longest, *others, *two, minutes=15),  # the longest is begun first, beside all the others
+        tests(browser, "-m", "not slow", minutes=12),
+    ]
+    return tuple(map(sum, zip(*parts, strict=True)))
 
 
 def main():
     start, slow = time.time(), "--slow" in sys.argv
-    nb = slow_notebooks() if slow else notebooks(minutes=12)
-    if slow: py = tests("tests", "-m", "slow", "-n", "2", "--dist", "load", minutes=45)
-    else: py = [sum(x) for x in zip(*quick_tests())]
+    nb = slow_notebooks() if slow else examples(minutes=12)
+    if slow:
+        py = tests("tests", "-m", "slow", "-n", "2", "--dist", "load", minutes=45)
+    else:
+        py = quick_tests()
     passed, failed = nb[0] + py[0], nb[1] + py[1]
     print(f"\n{nb[0]} notebooks and {py[0]} tests passed in {(time.time() - start) / 60:.1f} minutes")
     print(f"{passed} passed, {failed} failed" + (f", {py[2]} skipped" if py[2] else ""))

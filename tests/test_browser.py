@@ -1,21 +1,44 @@
-"""The explorer in a real JupyterLab, and the report, in a real browser: Debian's Chromium, headless, driven by Playwright.
+"""The explorer in a real JupyterLab, and the report, in a real browser.
 
-Screenshots go to the folder named in PSR_SCREENSHOTS. Skipped only where there is no Chromium: `apt-get install chromium`.
+It is Debian's Chromium, headless, driven by Playwright. Screenshots go to the folder in PSR_SCREENSHOTS.
+Skipped only where there is no Chromium: `apt-get install chromium`.
 """
-import fcntl, json, os, re, shutil, socket, subprocess, sys, time, urllib.request
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
+
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = os.environ.get("PSR_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium found (apt-get install chromium, or name one in PSR_CHROMIUM)")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]
-WAIT = 60_000   # ms; machines are shared
+pytestmark = pytest.mark.skipif(
+    not CHROMIUM, reason="no chromium found (apt-get install chromium, or name one in PSR_CHROMIUM)"
+)
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+]
+WAIT = 60_000  # ms; machines are shared
 
 
 @pytest.fixture(scope="module")
 def browser():
     from playwright.sync_api import sync_playwright
+
     with sync_playwright() as p:
         b = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield b
@@ -26,32 +49,68 @@ def browser():
 def lab(tmp_path_factory):
     "A JupyterLab server on a free port, on copies of the tutorial: (address, folder)."
     folder = tmp_path_factory.mktemp("lab")
-    (folder/"tutorials").mkdir()
-    shutil.copytree(ROOT/"nbs/images", folder/"images")
-    shutil.copy(ROOT/"nbs/tutorials/inspect_judgements.ipynb", folder/"tutorials/inspect.ipynb")
-    quiet = folder/".settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"   # no question about news over the page
+    (folder / "tutorials").mkdir()
+    shutil.copytree(ROOT / "nbs/images", folder / "images")
+    shutil.copy(ROOT / "nbs/tutorials/inspect_judgements.ipynb", folder / "tutorials/inspect.ipynb")
+    quiet = (
+        folder / ".settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
+    )  # no question about news over the page
     quiet.parent.mkdir(parents=True)
     quiet.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
-    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
-    env = {**os.environ, "PSR_RUN": str(folder/"run"), "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1",
-           "JUPYTER_CONFIG_DIR": str(folder/".config"), "JUPYTER_DATA_DIR": str(folder/".data"), "JUPYTERLAB_SETTINGS_DIR": str(folder/".settings"), "JUPYTERLAB_WORKSPACES_DIR": str(folder/".workspaces")}
-    with open(folder/"lab.log", "w") as log:
-        p = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--ServerApp.password=",
-                              f"--ServerApp.root_dir={folder}"], cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    env = {
+        **os.environ,
+        "PSR_RUN": str(folder / "run"),
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        "OMP_NUM_THREADS": "1",
+        "JUPYTER_CONFIG_DIR": str(folder / ".config"),
+        "JUPYTER_DATA_DIR": str(folder / ".data"),
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / ".settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / ".workspaces"),
+    }
+    with open(folder / "lab.log", "w") as log:
+        p = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "jupyterlab",
+                "--no-browser",
+                "--allow-root",
+                f"--port={port}",
+                "--ServerApp.port_retries=0",
+                "--IdentityProvider.token=",
+                "--ServerApp.password=",
+                f"--ServerApp.root_dir={folder}",
+            ],
+            cwd=folder,
+            env=env,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(240):
-            try: urllib.request.urlopen(url + "/api/status", timeout=2); break
-            except OSError: time.sleep(.5); assert p.poll() is None, (folder/"lab.log").read_text()[-2000:]
+            try:
+                urllib.request.urlopen(url + "/api/status", timeout=2)
+                break
+            except OSError:
+                time.sleep(0.5)
+                assert p.poll() is None, (folder / "lab.log").read_text()[-2000:]
         yield url, folder
     finally:
         p.terminate()
-        try: p.wait(20)
-        except subprocess.TimeoutExpired: p.kill()
+        try:
+            p.wait(20)
+        except subprocess.TimeoutExpired:
+            p.kill()
 
 
 class Watched:
     "A page with everything in it that should not have happened."
+
     def __init__(self, browser, allowed: str, **kwargs):
         self.context = browser.new_context(viewport={"width": 1500, "height": 1250}, **kwargs)
         self.page, self.bad, self.errors = self.context.new_page(), [], []
@@ -65,14 +124,16 @@ class Watched:
     def clean(self):
         "Nothing was asked for, ran or failed."
         assert self.bad == []
-        assert not self.page.evaluate("'__pwned' in window || Array.from(document.querySelectorAll('iframe')).length > 0")
+        assert not self.page.evaluate(
+            "'__pwned' in window || Array.from(document.querySelectorAll('iframe')).length > 0"
+        )
         assert self.errors == []
 
 
 def picture(page, name: str):
     if folder := os.environ.get("PSR_SCREENSHOTS"):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=str(Path(folder)/f"{name}.png"))
+        page.screenshot(path=str(Path(folder) / f"{name}.png"))
 
 
 def open_and_run(w: Watched, url: str, name: str):
@@ -81,16 +142,28 @@ def open_and_run(w: Watched, url: str, name: str):
     w.page.wait_for_selector(".jp-Notebook .jp-Cell")
     w.page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", state="attached")
     w.page.locator(".jp-Notebook .jp-Cell").first.click()
-    begun = "Array.from(document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')).some(p => /[*1-9]/.test(p.textContent))"
-    for _ in range(5):   # what is asked before the kernel is connected gets lost
-        if (ask := w.page.locator(".jp-Dialog .jp-mod-accept")).count(): picture(w.page, f"{name}-dialog"); ask.last.click()   # JupyterLab asks which kernel
+    prompts = "Array.from(document.querySelectorAll('.jp-CodeCell .jp-InputPrompt'))"
+    begun = f"{prompts}.some(p => /[*1-9]/.test(p.textContent))"
+    for _ in range(5):  # what is asked before the kernel is connected gets lost
+        if (ask := w.page.locator(".jp-Dialog .jp-mod-accept")).count():
+            picture(w.page, f"{name}-dialog")
+            ask.last.click()  # JupyterLab asks which kernel
         w.page.get_by_role("menuitem", name="Run", exact=True).click()
         w.page.get_by_role("menuitem", name=re.compile("^Run All Cells")).click()
-        try: w.page.wait_for_function(begun, timeout=15_000); w.page.wait_for_timeout(2000)
-        except Exception: continue
-        if w.page.evaluate(begun): break
-    try: w.page.wait_for_selector(".psr-explorer .psr-picker, .psr-explorer svg", state="attached", timeout=3 * WAIT)
-    except Exception: picture(w.page, f"{name}-failed"); raise
+        try:
+            w.page.wait_for_function(begun, timeout=15_000)
+            w.page.wait_for_timeout(2000)
+        except Exception:
+            continue
+        if w.page.evaluate(begun):
+            break
+    try:
+        w.page.wait_for_selector(
+            ".psr-explorer .psr-picker, .psr-explorer svg", state="attached", timeout=3 * WAIT
+        )
+    except Exception:
+        picture(w.page, f"{name}-failed")
+        raise
     panel = w.page.locator(".psr-explorer").first
     panel.scroll_into_view_if_needed()
     return panel
@@ -122,7 +195,11 @@ def test_overview_and_into_an_iteration(explorer):
     assert panel.locator("svg").count() > 4
     panel.get_by_role("button", name="Into M3").click()
     panel.get_by_role("tab", name="Steps", selected=True).wait_for()
-    assert panel.locator("select").filter(has=page.locator("option", has_text="M3 (8 searches)")).first.input_value()
+    assert (
+        panel.locator("select")
+        .filter(has=page.locator("option", has_text="M3 (8 searches)"))
+        .first.input_value()
+    )
 
 
 def selected(panel, which: str) -> str:
@@ -133,8 +210,9 @@ def until(f, what: str, seconds: float = 30):
     "Wait until f() is true."
     end = time.time() + seconds
     while time.time() < end:
-        if f(): return
-        time.sleep(.1)
+        if f():
+            return
+        time.sleep(0.1)
     raise AssertionError(f"not within {seconds} s: {what}")
 
 
@@ -147,7 +225,10 @@ def test_choose_a_problem_and_read_the_judge(explorer, lab):
     panel.locator(".psr-question", has_text=key).wait_for()
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", state="attached")
     steps = panel.get_by_role("grid", name="steps").locator("tbody tr")
-    searches = {r["problem_id"]: r for r in map(json.loads, (lab[1]/"run/M3/trajectories.jsonl").read_text().splitlines())}
+    searches = {
+        r["problem_id"]: r
+        for r in map(json.loads, (lab[1] / "run/M3/trajectories.jsonl").read_text().splitlines())
+    }
     k = next(i for i, s in enumerate(searches[key]["steps"]) if s["judgements"])
     steps.nth(k).click()
     cell = panel.locator(".js-plotly-plot").filter(has_text="shown as A").first
@@ -155,31 +236,53 @@ def test_choose_a_problem_and_read_the_judge(explorer, lab):
     text = searches[key]["steps"][k]["judgements"]
     w = sum(c["problem"] is None for c in searches[key]["steps"][k]["candidates"])
     wanted = next(j for j in text if (j["a"], j["b"]) == (w - 1, 0))
-    words = lambda: " ".join(panel.locator(".psr-pair .psr-judge:visible").first.inner_text().split())
+
+    def words():
+        return " ".join(panel.locator(".psr-pair .psr-judge:visible").first.inner_text().split())
+
     def click():
         "Candidate w as A and 1 as B; has the judge's text come?"
         box = cell.locator(".nsewdrag").first.bounding_box()
-        at = box["x"] + .5 * box["width"] / w, box["y"] + (w - .5) * box["height"] / w
-        page.mouse.move(at[0] + 3, at[1] + 3); page.mouse.move(*at, steps=3); page.wait_for_timeout(500)
-        page.mouse.down(); page.mouse.up(); page.wait_for_timeout(1500)
+        at = box["x"] + 0.5 * box["width"] / w, box["y"] + (w - 0.5) * box["height"] / w
+        page.mouse.move(at[0] + 3, at[1] + 3)
+        page.mouse.move(*at, steps=3)
+        page.wait_for_timeout(500)
+        page.mouse.down()
+        page.mouse.up()
+        page.wait_for_timeout(1500)
         return words().startswith(f"A is {w}, B is 1") and " ".join(wanted["text"].split()) in words()
-    try: until(click, "the judge's words on the cell clicked", 60)
-    except AssertionError: picture(page, "steps-failed"); raise
+
+    try:
+        until(click, "the judge's words on the cell clicked", 60)
+    except AssertionError:
+        picture(page, "steps-failed")
+        raise
     shot_of(page, panel, "steps")
-    if folder := os.environ.get("PSR_SCREENSHOTS"): page.screenshot(path=str(Path(folder)/"explorer.png"), clip={"x": 370, "y": 90, "width": 1085, "height": 1130})
+    if folder := os.environ.get("PSR_SCREENSHOTS"):
+        page.screenshot(
+            path=str(Path(folder) / "explorer.png"), clip={"x": 370, "y": 90, "width": 1085, "height": 1130}
+        )
 
 
 def test_sort_and_filter(explorer):
     page, panel = explorer.page, explorer.panel
     grid = panel.get_by_role("grid", name="problems", exact=True)
     grid.locator("th[data-column=consistency]").click()
-    until(lambda: "\u25b2" in grid.locator("th[data-column=consistency]").inner_text(), "sorted by consistency")
-    at = page.evaluate("Array.from(document.querySelectorAll('.psr-picker th')).map(t => t.dataset.column).indexOf('consistency')")
-    values = lambda: [float(t) for t in grid.locator(f"tbody td:nth-child({at + 1})").all_inner_texts() if t]
+    until(
+        lambda: "\u25b2" in grid.locator("th[data-column=consistency]").inner_text(), "sorted by consistency"
+    )
+    columns = "Array.from(document.querySelectorAll('.psr-picker th')).map(t => t.dataset.column)"
+    at = page.evaluate(f"{columns}.indexOf('consistency')")
+
+    def values():
+        return [float(t) for t in grid.locator(f"tbody td:nth-child({at + 1})").all_inner_texts() if t]
+
     until(lambda: values() == sorted(values()) and len(values()) > 3, "rows in order")
     panel.get_by_label("Search").first.fill("apples")
     panel.get_by_label("Search").first.press("Enter")
-    until(lambda: all("apples" in t.lower() for t in grid.locator("tbody tr").all_inner_texts()), "only apples")
+    until(
+        lambda: all("apples" in t.lower() for t in grid.locator("tbody tr").all_inner_texts()), "only apples"
+    )
     panel.get_by_label("Search").first.fill("")
     panel.get_by_label("Search").first.press("Enter")
     until(lambda: grid.locator("tbody tr").count() == 8, "all problems again")
@@ -193,7 +296,7 @@ def test_keys(explorer):
     until(lambda: selected(panel, "problems") == keys[0], "the first problem")
     for key, want in (("n", keys[1]), ("n", keys[2]), ("p", keys[1]), ("ArrowDown", keys[2])):
         page.keyboard.press(key)
-        until(lambda: selected(panel, "problems") == want, f"{key} goes to {want}")
+        until(lambda want=want: selected(panel, "problems") == want, f"{key} goes to {want}")
     panel.locator(".psr-question", has_text=keys[2]).wait_for()
     before = int(selected(panel, "steps"))
     last = panel.get_by_role("grid", name="steps").locator("tbody tr").count() - 1
@@ -201,13 +304,15 @@ def test_keys(explorer):
     until(lambda: int(selected(panel, "steps")) == min(last, before + 1), "the next step")
     page.keyboard.press("k")
     until(lambda: int(selected(panel, "steps")) in (before, max(0, last - 1)), "back")
-    assert page.locator(".jp-Notebook .jp-Cell").count() > 10   # no key reached the notebook's own commands
+    assert page.locator(".jp-Notebook .jp-Cell").count() > 10  # no key reached the notebook's own commands
 
 
 def test_compare(explorer):
     page, panel = explorer.page, explorer.panel
     tab(panel, "Compare")
-    panel.get_by_text("The same problems solved by each model").click()   # the tutorial has opened the next part
+    panel.get_by_text(
+        "The same problems solved by each model"
+    ).click()  # the tutorial has opened the next part
     panel.get_by_role("grid", name="evaluated problems").locator("tbody tr").nth(2).click()
     panel.locator("td:visible", has_text="M4").first.wait_for()
     shot_of(page, panel, "compare")
@@ -221,7 +326,11 @@ def test_another_judge_by_a_button(explorer):
     panel.get_by_label("Pairs judged to make").first.select_option("M2")
     panel.get_by_text("No other model has judged these pairs yet.").wait_for()
     panel.get_by_label("Another judge").fill("M0=packaged:models/demo-m0")
-    until(panel.get_by_role("button", name="Judge these pairs again").is_enabled, "the end of the tutorial's own judging", 120)
+    until(
+        panel.get_by_role("button", name="Judge these pairs again").is_enabled,
+        "the end of the tutorial's own judging",
+        120,
+    )
     panel.get_by_role("button", name="Judge these pairs again").click()
     panel.get_by_text("M0 has judged the pairs of M2").wait_for(timeout=3 * WAIT)
     until(lambda: panel.get_by_role("grid", name="flipped verdicts").locator("tbody tr").count() > 0, "flips")
@@ -234,18 +343,28 @@ def test_label_three_pairs_and_find_them_again(explorer, lab, browser):
     tab(panel, "Audit")
     panel.locator(".psr-question:visible", has_text="drawn)").first.wait_for()
     name = panel.get_by_label("Your name (optional)")
-    name.fill("Kim"); name.press("Enter")
-    panel.locator(".psr-question:visible", has_text="drawn)").first.click()   # leave the field, so that keys are heard
+    name.fill("Kim")
+    name.press("Enter")
+    panel.locator(
+        ".psr-question:visible", has_text="drawn)"
+    ).first.click()  # leave the field, so that keys are heard
     for n, key in enumerate("124", 1):
         assert panel.locator(".psr-judge:visible").count() == 0 or n > 1
         page.keyboard.press(key)
-        until(lambda: panel.get_by_role("grid", name="labels so far").locator("tbody tr").count() == n, f"{n} labels")
+        until(
+            lambda n=n: panel.get_by_role("grid", name="labels so far").locator("tbody tr").count() == n,
+            f"{n} labels",
+        )
     shot_of(page, panel, "audit")
-    rows = [json.loads(x) for x in (lab[1]/"run/labels.jsonl").read_text().splitlines()]
-    assert [r["label"] for r in rows] == ["A", "B", "can't tell"] and {r["name"] for r in rows} == {"Kim"} and all(r["time"] for r in rows)
+    rows = [json.loads(x) for x in (lab[1] / "run/labels.jsonl").read_text().splitlines()]
+    assert (
+        [r["label"] for r in rows] == ["A", "B", "can't tell"]
+        and {r["name"] for r in rows} == {"Kim"}
+        and all(r["time"] for r in rows)
+    )
     explorer.clean()
     again = Watched(browser, rf"{lab[0]}|data:|blob:|ws:")
-    shutil.copy(ROOT/"nbs/tutorials/inspect_judgements.ipynb", lab[1]/"tutorials/again.ipynb")
+    shutil.copy(ROOT / "nbs/tutorials/inspect_judgements.ipynb", lab[1] / "tutorials/again.ipynb")
     panel = open_and_run(again, lab[0], "again")
     tab(panel, "Audit")
     found = panel.get_by_role("grid", name="labels so far").locator("tbody tr")
@@ -261,26 +380,64 @@ def test_no_errors(explorer):
 
 def write_notebook(path: Path, *cells: str):
     "A notebook of code cells."
-    cell = lambda i, source: {"cell_type": "code", "id": f"c{i}", "metadata": {}, "source": source, "outputs": [], "execution_count": None}
-    path.write_text(json.dumps({"cells": [cell(*c) for c in enumerate(cells)], "metadata": {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}, "nbformat": 4, "nbformat_minor": 5}))
+
+    def cell(i, source):
+        made = {"cell_type": "code", "id": f"c{i}", "metadata": {}, "source": source}
+        return made | {"outputs": [], "execution_count": None}
+
+    path.write_text(
+        json.dumps(
+            {
+                "cells": [cell(*c) for c in enumerate(cells)],
+                "metadata": {
+                    "kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}
+                },
+                "nbformat": 4,
+                "nbformat_minor": 5,
+            }
+        )
+    )
 
 
 def hostile_run(folder: Path) -> Path:
-    from psr_nb.explore import made_up_run
-    from psr_nb.render import hostile_texts
+    from hostile_texts import hostile_texts
+    from made_up_run import made_up_run
+
     texts = [t[:20_000].encode("utf-8", "replace").decode() for t in hostile_texts().values()]
     assert len(texts) >= 50
     cycle = iter(texts * 99)
-    path = folder/"<img src=x onerror=window.__pwned=1>"
+    path = folder / "<img src=x onerror=window.__pwned=1>"
     made_up_run(path, texts, steps=2, w=2, text=lambda: next(cycle), judge=lambda: next(cycle))
-    rows = [{"id": f"e{i}", "benchmark": t[:50], "prompt": t, "completions": [t], "answer": t[:200], "gold": t[:200], "equal": bool((i + n) % 2), "note": t[:50], "tokens": 1, "steps": 1} for n in (0, 1) for i, t in enumerate(texts)]
-    for n in (1, 2): (path/f"M{n}/evaluation.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows[(n - 1) * len(texts):n * len(texts)]))
+    rows = [
+        {
+            "id": f"e{i}",
+            "benchmark": t[:50],
+            "prompt": t,
+            "completions": [t],
+            "answer": t[:200],
+            "gold": t[:200],
+            "equal": bool((i + n) % 2),
+            "note": t[:50],
+            "tokens": 1,
+            "steps": 1,
+        }
+        for n in (0, 1)
+        for i, t in enumerate(texts)
+    ]
+    for n in (1, 2):
+        (path / f"M{n}/evaluation.jsonl").write_text(
+            "".join(json.dumps(r) + "\n" for r in rows[(n - 1) * len(texts) : n * len(texts)])
+        )
     return path
 
 
 def test_hostile_run_is_inert_in_the_explorer(browser, lab):
     path = hostile_run(lab[1])
-    write_notebook(lab[1]/"tutorials/nasty.ipynb", "from psr_nb.dashboard import RunExplorer", f"x = RunExplorer({str(path)!r})\nx")
+    write_notebook(
+        lab[1] / "tutorials/nasty.ipynb",
+        "from psr_nb.dashboard import RunExplorer",
+        f"x = RunExplorer({str(path)!r})\nx",
+    )
     w = Watched(browser, rf"{lab[0]}|data:|blob:|ws:")
     panel = open_and_run(w, lab[0], "nasty")
     tab(panel, "Steps")
@@ -289,33 +446,49 @@ def test_hostile_run_is_inert_in_the_explorer(browser, lab):
     keys = [r.get_attribute("data-key") for r in grid.locator("tbody tr").all()]
     for key in keys[1:]:
         w.page.keyboard.press("n")
-        until(lambda: selected(panel, "problems") == key, key)
+        until(lambda key=key: selected(panel, "problems") == key, key)
     panel.locator(".psr-question", has_text=keys[-1]).wait_for()
     shot_of(w.page, panel, "hostile-steps")
     tab(panel, "Compare")
     evaluated = panel.get_by_role("grid", name="evaluated problems").locator("tbody tr")
-    for i in range(0, evaluated.count(), 7): evaluated.nth(i).click(); w.page.wait_for_timeout(150)
+    for i in range(0, evaluated.count(), 7):
+        evaluated.nth(i).click()
+        w.page.wait_for_timeout(150)
     tab(panel, "Audit")
     panel.locator(".psr-question:visible", has_text="drawn)").first.click()
-    for _ in range(10): w.page.keyboard.press("3"); w.page.wait_for_timeout(100)
+    for _ in range(10):
+        w.page.keyboard.press("3")
+        w.page.wait_for_timeout(100)
     shot_of(w.page, panel, "hostile-audit")
-    bad = w.page.evaluate("""Array.from(document.querySelectorAll('.psr-explorer *')).filter(e => ['SCRIPT', 'IFRAME', 'IMG', 'OBJECT', 'EMBED', 'LINK', 'BASE', 'FORM', 'META'].includes(e.tagName)
-        || Array.from(e.attributes).some(a => a.name.startsWith('on') || /javascript:/i.test(a.value))).map(e => e.outerHTML.slice(0, 100))""")
+    bad = w.page.evaluate("""
+        Array.from(document.querySelectorAll('.psr-explorer *')).filter(e =>
+            ['SCRIPT', 'IFRAME', 'IMG', 'OBJECT', 'EMBED', 'LINK', 'BASE', 'FORM', 'META'].includes(e.tagName)
+            || Array.from(e.attributes).some(a => a.name.startsWith('on') || /javascript:/i.test(a.value))
+        ).map(e => e.outerHTML.slice(0, 100))""")
     assert bad == []
     w.clean()
     w.context.close()
 
 
 def test_live_shows_a_run_grow_while_the_kernel_is_free(browser, lab):
-    path = shutil.copytree(ROOT/"data/runs/demo", lab[1]/"growing")
-    whole = (path/"M3/trajectories.jsonl").read_text().splitlines(keepends=True)
-    (path/"M3/trajectories.jsonl").write_text("".join(whole[:3]))
-    later = shutil.move(path/"M4", lab[1]/"M4-later")
-    held = open(path/".lock", "w")
-    fcntl.flock(held, fcntl.LOCK_EX)   # as a process at work in the run does
-    pulse = "import asyncio, time\nbeats = []\nasync def beat():\n    while True: beats.append(time.time()); await asyncio.sleep(.02)\npulse = asyncio.create_task(beat())\n"
-    write_notebook(lab[1]/"tutorials/live.ipynb", f"{pulse}from psr_nb.dashboard import RunExplorer\nx = RunExplorer({str(path)!r}, seconds=.5)\nx.go_into('M3')\nx",
-                   "f'beat {len(beats)}, longest pause {max(b - a for a, b in zip(beats[5:], beats[6:])):.2f} s' if len(beats) > 99 else 'young'")
+    path = shutil.copytree(ROOT / "data/runs/demo", lab[1] / "growing")
+    whole = (path / "M3/trajectories.jsonl").read_text().splitlines(keepends=True)
+    (path / "M3/trajectories.jsonl").write_text("".join(whole[:3]))
+    later = shutil.move(path / "M4", lab[1] / "M4-later")
+    held = open(path / ".lock", "w")
+    fcntl.flock(held, fcntl.LOCK_EX)  # as a process at work in the run does
+    pulse = (
+        "import asyncio, time\nbeats = []\nasync def beat():\n"
+        "    while True: beats.append(time.time()); await asyncio.sleep(.02)\n"
+        "pulse = asyncio.create_task(beat())\n"
+    )
+    explore = f"x = RunExplorer({str(path)!r}, seconds=.5)\nx.go_into('M3')\nx"
+    pauses = "max(b - a for a, b in zip(beats[5:], beats[6:]))"
+    write_notebook(
+        lab[1] / "tutorials/live.ipynb",
+        f"{pulse}from psr_nb.dashboard import RunExplorer\n{explore}",
+        f"f'beat {{len(beats)}}, longest pause {{{pauses}:.2f}} s' if len(beats) > 99 else 'young'",
+    )
     w = Watched(browser, rf"{lab[0]}|data:|blob:|ws:")
     panel = open_and_run(w, lab[0], "live")
     panel.get_by_text("A process is at work in this run").wait_for()
@@ -324,19 +497,23 @@ def test_live_shows_a_run_grow_while_the_kernel_is_free(browser, lab):
     rows.nth(1).click()
     key = rows.nth(1).get_attribute("data-key")
     for n, line in enumerate(whole[3:], 4):
-        with open(path/"M3/trajectories.jsonl", "a") as f: f.write(line[:99]); f.flush(); time.sleep(.2); f.write(line[99:])
-        until(lambda: rows.count() == n, f"{n} searches")
+        with open(path / "M3/trajectories.jsonl", "a") as f:
+            f.write(line[:99])
+            f.flush()
+            time.sleep(0.2)
+            f.write(line[99:])
+        until(lambda n=n: rows.count() == n, f"{n} searches")
         assert selected(panel, "problems") == key
     panel.locator(".psr-question:visible", has_text=key).wait_for()
     shot_of(w.page, panel, "live")
-    shutil.copytree(later, path/"M4")
+    shutil.copytree(later, path / "M4")
     until(lambda: panel.locator("option", has_text="M4 (").count() > 0, "the next iteration")
     fcntl.flock(held, fcntl.LOCK_UN)
     until(lambda: panel.get_by_text("A process is at work in this run").count() == 0, "the run has ended")
     assert selected(panel, "problems") == key
     mine = w.page.locator(".jp-CodeCell").nth(1)
     mine.locator(".cm-content").click()
-    w.page.keyboard.press("Control+Enter")   # a cell of the reader's own, while Live goes on
+    w.page.keyboard.press("Control+Enter")  # a cell of the reader's own, while Live goes on
     said = mine.locator(".jp-OutputArea-output")
     until(lambda: "longest pause" in said.inner_text(), "the answer of another cell")
     print(said.inner_text())
@@ -356,9 +533,11 @@ def opened(browser, page_file: Path, **kwargs) -> tuple[Watched, float]:
 
 
 def test_report_needs_no_network(browser, tmp_path):
-    from psr_nb.dashboard import packaged, report_html
-    (tmp_path/"report.html").write_text(report_html(packaged("runs/demo")))
-    w, seconds = opened(browser, tmp_path/"report.html")
+    from psr_nb.dashboard.report import report_html
+    from psr_nb.files import packaged
+
+    (tmp_path / "report.html").write_text(report_html(packaged("runs/demo")))
+    w, seconds = opened(browser, tmp_path / "report.html")
     assert seconds < 3 and w.page.locator("svg").count() > 5
     picture(w.page, "report")
     w.page.locator("details.psr-search > summary").first.click()
@@ -370,16 +549,18 @@ def test_report_needs_no_network(browser, tmp_path):
     assert judged.locator(".psr-judge:visible").count() == 2
     judged.scroll_into_view_if_needed()
     picture(w.page, "report-step")
-    if os.environ.get("PSR_SCREENSHOTS"): w.page.pdf(path=str(Path(os.environ["PSR_SCREENSHOTS"])/"report.pdf"))
+    if os.environ.get("PSR_SCREENSHOTS"):
+        w.page.pdf(path=str(Path(os.environ["PSR_SCREENSHOTS"]) / "report.pdf"))
     w.clean()
     w.context.close()
 
 
 def test_hostile_report_is_inert(browser, tmp_path):
-    from psr_nb.dashboard import report_html
-    (tmp_path/"report.html").write_text(report_html(hostile_run(tmp_path), sample=100))
-    for policy in (False, True):   # inert by itself, and not only by its content policy
-        w, seconds = opened(browser, tmp_path/"report.html", bypass_csp=policy)
+    from psr_nb.dashboard.report import report_html
+
+    (tmp_path / "report.html").write_text(report_html(hostile_run(tmp_path), sample=100))
+    for policy in (False, True):  # inert by itself, and not only by its content policy
+        w, seconds = opened(browser, tmp_path / "report.html", bypass_csp=policy)
         w.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
         w.page.wait_for_timeout(1500)
         assert w.page.locator("details.psr-search").count() >= 50
@@ -391,13 +572,15 @@ def test_hostile_report_is_inert(browser, tmp_path):
 def test_report_of_a_large_run_opens_quickly(browser, tmp_path):
     "1,200 problems: with the usual sample, and with as many searches as fit."
     from bench_explorer import build
-    from psr_nb.dashboard import report_html
+
+    from psr_nb.dashboard.report import report_html
+
     run = build(tmp_path, steps=4)
     for sample in (20, 1200):
-        (tmp_path/"report.html").write_text(report_html(run, sample))
-        size, seconds = (tmp_path/"report.html").stat().st_size, []
-        for _ in range(3):   # the quickest: machines are shared
-            w, s = opened(browser, tmp_path/"report.html")
+        (tmp_path / "report.html").write_text(report_html(run, sample))
+        size, seconds = (tmp_path / "report.html").stat().st_size, []
+        for _ in range(3):  # the quickest: machines are shared
+            w, s = opened(browser, tmp_path / "report.html")
             seconds.append(s)
             assert "drawn by lot, of 400" in w.page.content()
             w.clean()
@@ -408,16 +591,38 @@ def test_report_of_a_large_run_opens_quickly(browser, tmp_path):
 
 def test_figures_as_png(psr, tmp_path):
     pytest.importorskip("kaleido", reason="no kaleido (pip install kaleido)")
-    p = psr("report", ROOT/"data/runs/demo", "--figures", tmp_path/"png", "--png", env={**os.environ, "BROWSER_PATH": CHROMIUM})
+    p = psr(
+        "report",
+        ROOT / "data/runs/demo",
+        "--figures",
+        tmp_path / "png",
+        "--png",
+        env={**os.environ, "BROWSER_PATH": CHROMIUM},
+    )
     assert p.returncode == 0, p.stderr
     files = [Path(line) for line in p.stdout.splitlines()]
-    assert len(files) == 8 and sorted(files) == sorted((tmp_path/"png").iterdir())
+    assert len(files) == 8 and sorted(files) == sorted((tmp_path / "png").iterdir())
     for f in files:
         data = f.read_bytes()
-        assert data[:8] == b"\x89PNG\r\n\x1a\n" and (int.from_bytes(data[16:20]), int.from_bytes(data[20:24])) == (1120, 660) and len(data) > 8000
-    if folder := os.environ.get("PSR_SCREENSHOTS"): shutil.copy(files[0], Path(folder)/"figure.png")
+        assert (
+            data[:8] == b"\x89PNG\r\n\x1a\n"
+            and (int.from_bytes(data[16:20]), int.from_bytes(data[20:24])) == (1120, 660)
+            and len(data) > 8000
+        )
+    if folder := os.environ.get("PSR_SCREENSHOTS"):
+        shutil.copy(files[0], Path(folder) / "figure.png")
 
 
 def test_figures_as_png_without_a_browser(psr, tmp_path):
-    p = psr("report", ROOT/"data/runs/demo", "--figures", tmp_path/"png", "--png", env={**os.environ, "BROWSER_PATH": "/nowhere/chromium"})
-    assert (p.returncode, p.stderr.count("\n")) == (2, 1) and "PNG needs kaleido (pip install kaleido) and Chrome or Chromium" in p.stderr
+    p = psr(
+        "report",
+        ROOT / "data/runs/demo",
+        "--figures",
+        tmp_path / "png",
+        "--png",
+        env={**os.environ, "BROWSER_PATH": "/nowhere/chromium"},
+    )
+    assert (p.returncode, p.stderr.count("\n")) == (
+        2,
+        1,
+    ) and "PNG needs kaleido (pip install kaleido) and Chrome or Chromium" in p.stderr

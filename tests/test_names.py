@@ -3,12 +3,17 @@
 What a notebook imports in a hidden cell is not exported.
 """
 
-import builtins, dis, importlib, pkgutil
+import builtins
+import dis
+import importlib
+import pkgutil
 from types import CodeType
+
 import pytest
+
 import psr_nb
 
-MODULES = sorted(m.name for m in pkgutil.iter_modules(psr_nb.__path__) if not m.name.startswith("_"))
+MODULES = sorted(m.name for m in pkgutil.walk_packages(psr_nb.__path__, "psr_nb.") if ".data" not in m.name)
 
 
 def looked_up(code: CodeType) -> set[str]:
@@ -21,7 +26,7 @@ def looked_up(code: CodeType) -> set[str]:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_every_name_is_there(name):
-    module = importlib.import_module(f"psr_nb.{name}")
+    module = importlib.import_module(name)
     with open(module.__file__, encoding="utf-8") as f:
         code = compile(f.read(), module.__file__, "exec")
     assert looked_up(code) - set(vars(module)) - set(vars(builtins)) == set()

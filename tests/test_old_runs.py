@@ -4,12 +4,15 @@ tests/fixtures holds what psr_nb 0.1.0 left of the commands RUN, `psr_nb report 
 EVAL and JUDGE_EVAL. The weights of the run's M2 and its logs are left out.
 """
 
-import json, shutil
+import json
+import shutil
 from pathlib import Path
-import pytest
-from psr_nb.records import packaged
 
-FIXTURES = Path(__file__).resolve().parent/"fixtures"
+import pytest
+
+from psr_nb.files import packaged
+
+FIXTURES = Path(__file__).resolve().parent / "fixtures"
 SETTINGS = {
     "questions": "[8]",
     "data.test_limit": 6,
@@ -38,7 +41,7 @@ def copied(tmp_path):
     "A copy of a fixture's folder."
 
     def copy(name: str) -> Path:
-        return Path(shutil.copytree(FIXTURES/name, tmp_path/name))
+        return Path(shutil.copytree(FIXTURES / name, tmp_path / name))
 
     return copy
 
@@ -66,10 +69,10 @@ def figures(path: Path) -> dict:
 def test_the_report_is_what_it_was(psr, copied):
     run = copied("run")
     done = psr("report", run, "--json")
-    assert (done.returncode, done.stdout) == (0, (FIXTURES/"report.json").read_text("utf-8")), done.stderr
+    assert (done.returncode, done.stdout) == (0, (FIXTURES / "report.json").read_text("utf-8")), done.stderr
     done = psr("report", run)
     assert done.returncode == 0, done.stderr
-    page = (run/"report.html").read_text("utf-8")
+    page = (run / "report.html").read_text("utf-8")
     assert all(
         f'<section id="{part}">' in page
         for part in (
@@ -98,44 +101,44 @@ def test_another_recipe_is_refused(psr, copied):
 
 def test_a_run_killed_in_its_search_is_continued(psr, copied):
     run = copied("run")
-    for model in (run/"M2", run/"random"/"M2"):
-        shutil.rmtree(model/"model")
+    for model in (run / "M2", run / "random" / "M2"):
+        shutil.rmtree(model / "model")
         for name in ("pairs.jsonl", "evaluation.jsonl", "judge_test.jsonl", "metrics.json", "phases.jsonl"):
-            (model/name).unlink()
-        cut(model/"trajectories.jsonl", 4)
+            (model / name).unlink()
+        cut(model / "trajectories.jsonl", 4)
     done = psr(*RUN, "--out", run)
     assert done.returncode == 0, done.stderr
     for model in ("M2", "random/M2"):
         for name in ("trajectories.jsonl", "pairs.jsonl", "evaluation.jsonl", "judge_test.jsonl"):
-            assert rows(run/model/name) == rows(FIXTURES/"run"/model/name), f"{model}/{name}"
-        assert figures(run/model/"metrics.json") == figures(FIXTURES/"run"/model/"metrics.json")
-    assert psr("report", run, "--json").stdout == (FIXTURES/"report.json").read_text("utf-8")
+            assert rows(run / model / name) == rows(FIXTURES / "run" / model / name), f"{model}/{name}"
+        assert figures(run / model / "metrics.json") == figures(FIXTURES / "run" / model / "metrics.json")
+    assert psr("report", run, "--json").stdout == (FIXTURES / "report.json").read_text("utf-8")
 
 
 def test_an_evaluation_is_continued(psr, copied):
     folder = copied("evaluation")
-    cut(folder/"demo-m1"/"test.jsonl", 3)
+    cut(folder / "demo-m1" / "test.jsonl", 3)
     tables = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
     assert sorted(tables) == ["results.json", "table.csv", "table.md", "table.tex"]
     for name in tables:
-        (folder/name).unlink()
+        (folder / name).unlink()
     done = psr(*EVAL, "--out", folder)
     assert done.returncode == 0, done.stderr
-    assert {name: (folder/name).read_bytes() for name in tables} == tables
-    assert rows(folder/"demo-m1"/"test.jsonl") == rows(FIXTURES/"evaluation"/"demo-m1"/"test.jsonl")
+    assert {name: (folder / name).read_bytes() for name in tables} == tables
+    assert rows(folder / "demo-m1" / "test.jsonl") == rows(FIXTURES / "evaluation" / "demo-m1" / "test.jsonl")
 
 
 def test_an_evaluation_of_the_judge_is_continued(psr, copied):
     folder = copied("judge-evaluation")
     whole = psr(*JUDGE_EVAL, "--out", folder)
     assert whole.returncode == 0, whole.stderr
-    assert (folder/"judgements.jsonl").read_bytes() == (
-        FIXTURES/"judge-evaluation"/"judgements.jsonl"
+    assert (folder / "judgements.jsonl").read_bytes() == (
+        FIXTURES / "judge-evaluation" / "judgements.jsonl"
     ).read_bytes()
-    cut(folder/"judgements.jsonl", 5)
+    cut(folder / "judgements.jsonl", 5)
     done = psr(*JUDGE_EVAL, "--out", folder)
     assert (done.returncode, done.stdout) == (0, whole.stdout), done.stderr
-    assert rows(folder/"judgements.jsonl") == rows(FIXTURES/"judge-evaluation"/"judgements.jsonl")
+    assert rows(folder / "judgements.jsonl") == rows(FIXTURES / "judge-evaluation" / "judgements.jsonl")
 
 
 def test_the_fixtures_name_no_machine():

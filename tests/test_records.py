@@ -3,13 +3,20 @@
 The values are made from the type hints, so that a new field is covered too.
 """
 
-import dataclasses, json, types, typing
+import dataclasses
+import json
+import types
+import typing
 from dataclasses import asdict
+
 import pytest
-from psr_nb import annotate, audit, eft, evaluate, records, scorers
+
+from psr_nb import evaluate, records
+from psr_nb.dashboard import audit
+from psr_nb.datagen import annotate, card, eft, ift, scorers, trees
 from psr_nb.records import InputError, as_record
 
-MODULES = (records, evaluate, annotate, eft, scorers, audit)
+MODULES = (records, evaluate, annotate, ift, scorers, trees, eft, card, audit)
 UNIONS = (typing.Union, types.UnionType)
 
 
@@ -23,7 +30,8 @@ def kept(module) -> list:
             return all(part is ... or is_data(part) for part in typing.get_args(kind))
         return kind in (str, int, float, bool, list, dict, type(None))
 
-    own = [x for x in vars(module).values() if getattr(x, "__module__", "") == module.__name__]
+    classes = [x for x in vars(module).values() if isinstance(x, type)]
+    own = [x for x in classes if x.__module__ == module.__name__]
     found = [x for x in own if dataclasses.is_dataclass(x) and is_data(x) and not x.__name__.startswith("_")]
     return [x for x in found if not x.__name__.endswith(("Settings", "Format"))]
 

@@ -4,18 +4,31 @@ A run is a process of its own, forked from one where all is imported already. It
 is what they do that is tested here; `test_kill.py` has them as they are, in child processes.
 """
 
-import dataclasses, importlib, io, json, multiprocessing, os, random, subprocess, sys, time, typing
+import dataclasses
+import importlib
+import io
+import json
+import multiprocessing
+import os
+import random
+import subprocess
+import sys
+import time
+import typing
 from contextlib import redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
+
 import pytest
 import torch
 from allpairspy import AllPairs
-from psr_nb import pipeline
+
+import psr_nb.run
+from psr_nb import recipe
 
 PROCESSES = multiprocessing.get_context("forkserver")
 TRAINERS = ["trl.trainer.dpo_trainer", "trl.trainer.sft_trainer"]
-PROCESSES.set_forkserver_preload(["psr_nb.cli", "psr_nb.pipeline", "psr_nb.dashboard", *TRAINERS])
+PROCESSES.set_forkserver_preload(["psr_nb.cli.main", "psr_nb.run", "psr_nb.dashboard.report", *TRAINERS])
 
 SMALL = {
     "model": "packaged:models/demo-m1",
@@ -53,16 +66,20 @@ REFUSED = {"dpo.attention": ["flex_attention"], "engine.kind": ["vllm"]}
 
 def choices() -> dict[str, list]:
     "The values of every setting that has a few, under its dotted name."
-    found = {name: list(values) for name, values in pipeline._CHOICES.items()}
+    found = {}
 
-    def switches(cls, prefix):
+    def look(cls, prefix):
         for name, hint in typing.get_type_hints(cls).items():
-            if hint is bool:
+            parts = [hint, *typing.get_args(hint)]
+            literal = [p for p in parts if typing.get_origin(p) is typing.Literal]
+            if literal:
+                found[prefix + name] = list(typing.get_args(literal[0]))
+            elif hint is bool:
                 found[prefix + name] = [False, True]
             elif dataclasses.is_dataclass(hint):
-                switches(hint, f"{prefix}{name}.")
+                look(hint, f"{prefix}{name}.")
 
-    switches(pipeline.Recipe, "")
+    look(recipe.Recipe, "")
     found["arms"] = [[arm] for arm in found["arms"]]
     return found
 
@@ -84,7 +101,7 @@ def pairwise() -> list[dict]:
     "Settings such that every two values of two settings come together in some of them."
     several = {name: values for name, values in working().items() if len(values) > 1}
     names = sorted(several, key=lambda name: -len(several[name]))
-    return [dict(zip(names, row)) for row in AllPairs([several[name] for name in names])]
+    return [dict(zip(names, row, strict=True)) for row in AllPairs([several[name] for name in names])]
 
 
 def told(settings: dict) -> str:
@@ -100,8 +117,8 @@ def run_job_here(function, arguments, log, progress=lambda *_: None, *_, **__):
 def command(arguments: list[str], out: str):
     "The `psr_nb` command in this process; what it prints and its exit code go to `out`."
     sys.modules["vllm"] = None  # as where it is not installed
-    pipeline.run_job = run_job_here
-    from psr_nb.cli import main
+    psr_nb.run.run_job = run_job_here
+    from psr_nb.cli.main import main
 
     said, wrong, code = io.StringIO(), io.StringIO(), 0
     with redirect_stdout(said), redirect_stderr(wrong):
@@ -144,8 +161,8 @@ def killed(process, folder: Path, rng: random.Random) -> bool:
     "Kill a run at a random moment after a random file of it came to be; False if it was over first."
     wanted = rng.choice(MOMENTS)
     until = time.time() + 60
-    over = folder/"M2"/"metrics.json"
-    while process.is_alive() and not (folder/wanted).exists() and not over.exists() and time.time() < until:
+    over = folder / "M2" / "metrics.json"
+    while process.is_alive() and not (folder / wanted).exists() and not over.exists() and time.time() < until:
         time.sleep(0.005)
     time.sleep(rng.uniform(0, 0.2))
     hit = process.is_alive()
@@ -160,7 +177,7 @@ def completes(settings: dict, tmp_path: Path):
     if changed.get("pairs.right_only"):  # few of the model's answers are right
         changed["questions"] = [3 * n for n in changed["questions"]]
     given = [x for name, value in changed.items() for x in ("--set", f"{name}={json.dumps(value)}")]
-    folder, out = tmp_path/"run", tmp_path/"out.json"
+    folder, out = tmp_path / "run", tmp_path / "out.json"
     line = ("run", "fast", "--out", folder, *given)
     seed = random.randrange(10**6)
     hit = killed(started(*line, out=out), folder, random.Random(seed))
@@ -176,9 +193,9 @@ def completes(settings: dict, tmp_path: Path):
     assert shown == {arm: [f"M{n}" for n in range(1, last + 1)] for arm in arms}
     code, said, wrong = psr("report", folder, out=out)
     assert code == 0, (code, wrong)
-    assert all(f"Searches that made M{n}" in (folder/"report.html").read_text() for n in range(2, last + 1))
+    assert all(f"Searches that made M{n}" in (folder / "report.html").read_text() for n in range(2, last + 1))
     for n, questions in enumerate(changed["questions"], 2):
-        paths = [folder/(arm if arm != arms[0] else "")/f"M{n}"/"trajectories.jsonl" for arm in arms]
+        paths = [folder / (arm if arm != arms[0] else "") / f"M{n}" / "trajectories.jsonl" for arm in arms]
         assert [len(p.read_text().splitlines()) for p in paths] == [questions] * len(arms)
 
 
@@ -210,10 +227,10 @@ def test_scored_verdicts_on_vllm(tmp_path, verdict):
     "Where vLLM is installed it is not refused; these verdicts ask most of it. The jobs are child processes."
     settings = SMALL | {"start": "M1", "engine.kind": "vllm", "engine.cpu_cache": 1, "judge.verdict": verdict}
     given = [x for name, value in settings.items() for x in ("--set", f"{name}={json.dumps(value)}")]
-    command = [Path(sys.executable).parent/"psr_nb", "run", "fast", "--out", tmp_path/"run", *given]
+    command = [Path(sys.executable).parent / "psr_nb", "run", "fast", "--out", tmp_path / "run", *given]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    lines = (tmp_path/"run"/"M2"/"trajectories.jsonl").read_text("utf-8").splitlines()
+    lines = (tmp_path / "run" / "M2" / "trajectories.jsonl").read_text("utf-8").splitlines()
     judgements = [j for line in lines for step in json.loads(line)["steps"] for j in step["judgements"]]
     assert judgements and all(len(j["logprobs"]) == 2 for j in judgements)
 
@@ -225,7 +242,9 @@ def test_what_this_machine_cannot_do(tmp_path, name, value):
     if name == "dpo.attention" and torch.cuda.is_available():
         pytest.skip("this machine can")
     setting = f"{name}={json.dumps(value)}"
-    code, said, wrong = psr("run", "fast", "--out", tmp_path/"run", "--set", setting, out=tmp_path/"out.json")
+    code, said, wrong = psr(
+        "run", "fast", "--out", tmp_path / "run", "--set", setting, out=tmp_path / "out.json"
+    )
     assert (code, said) == (2, ""), (code, wrong)
     assert wrong.count("\n") == 1 and wrong.startswith(f"psr_nb: {name}: "), wrong
-    assert not (tmp_path/"run").exists()
+    assert not (tmp_path / "run").exists()

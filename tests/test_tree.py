@@ -1,15 +1,30 @@
-"The tree as a whole: notebooks, modules, README and wheel say the same."
-import subprocess, sys, zipfile
+"The tree as a whole: notebooks, modules and README agree and are formatted; imports keep to the rules."
+
+import ast
+import subprocess
+import sys
 from pathlib import Path
+
 import pytest
-sys.path.insert(0, str(Path(__file__).parent))
 from readme import readme
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted((ROOT/"nbs").rglob("*.ipynb"))
+BIN = Path(sys.executable).parent
+
+LOOP = (
+    "records files prompts engine judge search pairs sft tree dpo statistics evaluate recipe jobs run".split()
+)
+FOUNDATIONS = {"maths", "domains", "questions", "engines"}
+OUTER = {"evaluation", "datagen", "studies", "dashboard", "cli"}
+MAY_READ = {"dashboard": {"evaluation", "studies"}, "cli": OUTER}
 
 
-def sh(*command, **kw): return subprocess.run([str(c) for c in command], capture_output=True, text=True, **kw)
+def sh(*command, **kw):
+    return subprocess.run([str(c) for c in command], capture_output=True, text=True, **kw)
+
+
+def modules(root: Path) -> dict[str, str]:
+    return {str(p.relative_to(root)): p.read_text() for p in (root / "psr_nb").rglob("*.py")}
 
 
 @pytest.fixture(scope="module")
@@ -17,42 +32,95 @@ def copy(tmp_path_factory):
     "A copy of the files git would take."
     to = tmp_path_factory.mktemp("copy")
     for name in sh("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT).stdout.split("\n"):
-        if name and (ROOT/name).is_file():
-            (to/name).parent.mkdir(parents=True, exist_ok=True)
-            (to/name).write_bytes((ROOT/name).read_bytes())
+        if name and (ROOT / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            (to / name).write_bytes((ROOT / name).read_bytes())
     return to
 
 
 def test_modules_are_what_the_notebooks_export(copy):
-    before = {p.name: p.read_text() for p in (copy/"psr_nb").glob("*.py")}
-    assert sh(Path(sys.executable).parent/"nbdev_export", cwd=copy).returncode == 0
-    assert {p.name: p.read_text() for p in (copy/"psr_nb").glob("*.py")} == before
+    before = modules(copy)
+    done = sh("make", "export", f"VENV={BIN.parent}", "-o", f"{BIN.parent}/ready", cwd=copy)
+    assert done.returncode == 0, done.stderr
+    after = modules(copy)
+    assert before.keys() == after.keys()
+    assert [name for name in before if before[name] != after[name]] == []
 
 
 def test_notebooks_are_clean(copy):
     before = {p: p.read_text() for p in copy.rglob("*.ipynb")}
-    assert sh(Path(sys.executable).parent/"nbdev_clean", cwd=copy).returncode == 0
+    assert sh(BIN / "nbdev_clean", cwd=copy).returncode == 0
     assert [p.name for p in before if p.read_text() != before[p]] == []
 
 
-def test_readme_is_the_index_notebook(): assert (ROOT/"README.md").read_text(encoding="utf-8") == readme()
+def test_readme_is_the_index_notebook():
+    assert (ROOT / "README.md").read_text(encoding="utf-8") == readme()
 
 
-def test_numbered_notebooks_import_only_lower_ones():
-    numbers = {p.stem.split("_", 1)[1]: p.stem[:2] for p in NOTEBOOKS if p.stem[:2].isdigit()}
-    for p in (ROOT/"psr_nb").glob("[a-z]*.py"):
-        used = [w.split(".")[1].split()[0] for w in p.read_text().splitlines() if "from psr_nb." in w or "from ." in w for w in [w.strip().replace("from .", "from psr_nb.").removeprefix("from ")] if w.startswith("psr_nb.")]
-        assert [u for u in used if u in numbers and u != p.stem and numbers[u] >= numbers[p.stem]] == [], p
+@pytest.mark.parametrize("command", [["format", "--check"], ["check"]], ids=["format", "check"])
+def test_ruff(command):
+    done = sh(BIN / "ruff", *command, "nbs", "tests", "psr_nb", cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_wheel_works_elsewhere(copy, tmp_path):
-    built = sh(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, copy)
-    assert built.returncode == 0, built.stderr
-    [wheel] = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {"psr_nb/data/recipes/demo.yaml", "psr_nb/data/models/demo-m0/model.safetensors", "psr_nb/cli.py"} <= set(names)
-    site = tmp_path/"site"
-    assert sh(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, wheel).returncode == 0
-    code = "import psr_nb.records as r; print(r.packaged('demo/test.jsonl')); from psr_nb.cli import main; main(['recipes'])"
-    out = sh(sys.executable, "-c", code, cwd=tmp_path, env={"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin"})
-    assert str(site) in out.stdout.splitlines()[0] and "qwen2.5-math-72b" in out.stdout, out.stderr
+def test_one_notebook_is_one_module():
+    notebooks = {p.relative_to(ROOT / "nbs").with_suffix("") for p in (ROOT / "nbs").rglob("*.ipynb")}
+    names = {str(p.parent / p.name.split("_", 1)[1]) if p.name[:2].isdigit() else str(p) for p in notebooks}
+    for name in modules(ROOT):
+        path = Path(name).relative_to("psr_nb").with_suffix("")
+        if path.name not in ("__init__", "_modidx"):
+            assert str(path) in names, f"{name} has no notebook of its name"
+
+
+def imports() -> dict[str, set[str]]:
+    "Module -> the modules of psr_nb that it imports, anywhere in its code."
+    names = {n.removeprefix("psr_nb/").removesuffix(".py").replace("/", ".") for n in modules(ROOT)}
+    graph = {}
+    for name, text in modules(ROOT).items():
+        here = name.removeprefix("psr_nb/").removesuffix(".py").split("/")
+        found = set()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom):
+                own = (node.module or "").split(".")
+                base = here[: -node.level] + own if node.level else own[1:] if own[0] == "psr_nb" else None
+                if base is not None:
+                    base = [part for part in base if part]
+                    found.add(".".join(base))
+                    found |= {".".join([*base, a.name]) for a in node.names}
+        if here[-1] not in ("__init__", "_modidx"):
+            graph[".".join(here)] = {x for x in found if x in names} - {".".join(here)}
+    return graph
+
+
+def forbidden(module: str, used: str) -> bool:
+    "Does an import break the rules of CONTRIBUTING.md?"
+    door, other = (m.split(".")[0] if "." in m else "" for m in (module, used))
+    if not door and not other:
+        return LOOP.index(used) >= LOOP.index(module)
+    if not door:
+        return other in OUTER
+    if door in FOUNDATIONS:
+        return other in OUTER or (not other and used not in LOOP[:4])
+    return other in OUTER - {door} and other not in MAY_READ.get(door, ())
+
+
+def test_imports_keep_to_the_rules():
+    graph = imports()
+    assert len(graph) > 40
+    assert [f"{m} -> {x}" for m, used in graph.items() for x in used if forbidden(m, x)] == []
+    assert forbidden("search", "run") and forbidden("maths.equal", "judge")
+    assert forbidden("datagen.ift", "evaluation.models") and not forbidden("cli.main", "datagen.ift")
+
+
+def test_imports_have_no_circle():
+    graph, done = imports(), set()
+
+    def visit(module, path):
+        assert module not in path, " -> ".join([*path, module])
+        if module not in done:
+            for used in sorted(graph[module]):
+                visit(used, [*path, module])
+            done.add(module)
+
+    for module in sorted(graph):
+        visit(module, [])
