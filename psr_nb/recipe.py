@@ -46,9 +46,11 @@ class DataSettings:
     judge_test_limit: int | None = None
     # a question of the test set among those to train on: "refuse" the run, "drop" it, or "keep" it
     contamination: Literal["refuse", "drop", "keep"] = "refuse"
+    # columns of `questions` and `test` under names of their own: {question: prompt, answer: gold}
+    fields: dict[str, str] | None = None
 
 
-# %% ../nbs/12_recipe.ipynb #c009
+# %% ../nbs/12_recipe.ipynb #c011
 @settings
 class Recipe:
     "A whole run."
@@ -75,7 +77,7 @@ class Recipe:
     engine: EngineSettings = EngineSettings()
 
 
-# %% ../nbs/12_recipe.ipynb #c012
+# %% ../nbs/12_recipe.ipynb #c014
 def domain_named(name: str) -> Domain:
     "The domain of a recipe: a built-in name, or `module:NAME` for one of yours. InputError if there is none."
     ours = {"math": MATH, "arithmetic": ARITHMETIC}
@@ -90,7 +92,7 @@ def domain_named(name: str) -> Domain:
         raise InputError(f"domain: could not import {name!r} ({e})") from e
 
 
-# %% ../nbs/12_recipe.ipynb #c015
+# %% ../nbs/12_recipe.ipynb #c017
 def as_recipe(row: dict) -> Recipe:
     """A Recipe from nested mappings.
 
@@ -107,7 +109,7 @@ def as_recipe(row: dict) -> Recipe:
     return r
 
 
-# %% ../nbs/12_recipe.ipynb #c020
+# %% ../nbs/12_recipe.ipynb #c022
 def recipes() -> dict[str, Path]:
     "The recipes that ship with psr_nb, by name."
     return {p.stem: p for p in sorted(packaged("recipes").glob("*.yaml"))}
@@ -124,7 +126,7 @@ def _set(row: dict, name: str, value):
     at[last] = value
 
 
-# %% ../nbs/12_recipe.ipynb #c022
+# %% ../nbs/12_recipe.ipynb #c025
 def load_recipe(source: str, **changes) -> Recipe:
     """A recipe by name or path; `changes` are dotted settings (`{'search.w': 4}`).
 
@@ -144,7 +146,7 @@ def load_recipe(source: str, **changes) -> Recipe:
     return as_recipe(row)
 
 
-# %% ../nbs/12_recipe.ipynb #c026
+# %% ../nbs/12_recipe.ipynb #c029
 @functools.cache
 def recipe_schema() -> dict:
     "The JSON schema of a recipe: every setting with its type, bounds, choices and default."

@@ -139,7 +139,7 @@ def _apart(rows: list, test: list[Problem], source: str, contamination: str) -> 
     return rows if contamination == "keep" else [r for r in rows if same_question(r.question) not in ids]
 
 
-# %% ../nbs/14_run.ipynb #c016
+# %% ../nbs/14_run.ipynb #c017
 def _rows_for_m1(r: Recipe, clean: list[Problem], test: list[Problem]) -> tuple[list[IFTRow], list[EFTRow]]:
     "(IFT rows, EFT rows) to make M1 from; none where the model is one already."
     if r.start != "M0":
@@ -158,14 +158,29 @@ def _fresh(r: Recipe, clean: list[Problem], ift: list[IFTRow], eft: list[EFTRow]
     return [fresh[at : at + count] for at, count in zip(starts, r.questions, strict=True)]
 
 
-# %% ../nbs/14_run.ipynb #c019
+# %% ../nbs/14_run.ipynb #c020
+def _test_and_pool(d: DataSettings) -> tuple[list[Problem], list[Problem]]:
+    """(test set, questions to train on) of a recipe.
+
+    InputError where `data.fields` names columns that neither of them has."""
+    test = load_problems(d.test, d.test_limit, d.fields)
+    pool = load_problems(d.questions, fields=d.fields)
+    if d.fields:
+        took = [p.meta.get("fields") for p in test + pool]
+        if not any(isinstance(t, dict) and all(t.get(f) == d.fields[f] for f in d.fields) for t in took):
+            columns = ", ".join(map(repr, d.fields.values()))
+            raise InputError(f"data.fields: neither {d.test} nor {d.questions} has the columns {columns}")
+    return test, pool
+
+
+# %% ../nbs/14_run.ipynb #c024
 def plan(r: Recipe) -> dict[str, list]:
     """All data of a run: test, judge_test, ift, eft, questions-2, questions-3, ...
 
     InputError if there are too few questions, or one of the test set has no answer."""
     d = r.data
-    test = load_problems(d.test, d.test_limit)
-    pool = _apart(load_problems(d.questions), test, d.questions, d.contamination)
+    test, pool = _test_and_pool(d)
+    pool = _apart(pool, test, d.questions, d.contamination)
     unanswered = [p.id for p in test if p.answer is None]
     if unanswered:
         raise InputError(f"{d.test}: problem {unanswered[0]} has no answer to compare with")
@@ -184,7 +199,7 @@ def plan(r: Recipe) -> dict[str, list]:
     return {"test": test, "judge_test": judge_test} | made | {"overlaps": overlaps(trained, test)}
 
 
-# %% ../nbs/14_run.ipynb #c025
+# %% ../nbs/14_run.ipynb #c030
 def _differences(there: dict, here: dict, prefix: str = "") -> list[str]:
     "What differs between two recipes as nested dicts, by dotted name."
     out = []
@@ -205,7 +220,7 @@ def versions() -> dict[str, str]:
     return {n: importlib.metadata.version(n) for n in names} | {"python": sys.version.split()[0]}
 
 
-# %% ../nbs/14_run.ipynb #c027
+# %% ../nbs/14_run.ipynb #c032
 def _continued(path: Path, recipe: Recipe | None) -> Run:
     "The run in a folder that holds one. InputError if it is a run of another recipe."
     kept = path / "recipe.yaml"
@@ -236,7 +251,7 @@ def _begun(path: Path, recipe: Recipe) -> Run:
     return run
 
 
-# %% ../nbs/14_run.ipynb #c028
+# %% ../nbs/14_run.ipynb #c033
 def open_run(path: str | Path, recipe: Recipe | None = None) -> Run:
     """An existing run, or with a recipe a new one or the continuation of one.
 
@@ -251,7 +266,7 @@ def open_run(path: str | Path, recipe: Recipe | None = None) -> Run:
     return _begun(path, recipe)
 
 
-# %% ../nbs/14_run.ipynb #c031
+# %% ../nbs/14_run.ipynb #c036
 class _Phase:
     "A phase under way: when it began, and what its engine had done by then."
 
@@ -282,7 +297,7 @@ def costs(folder: Path) -> dict[str, dict]:
     return {k: dict(v) for k, v in out.items()}
 
 
-# %% ../nbs/14_run.ipynb #c035
+# %% ../nbs/14_run.ipynb #c040
 def _search(target: Target, engine, progress: Callable[[str, int, int], None]):
     "Search the questions for a model with the engine of the model before it."
     r, path, questions = target.recipe, target.trajectories, target.questions
@@ -308,7 +323,7 @@ def _search(target: Target, engine, progress: Callable[[str, int, int], None]):
     phase.end()
 
 
-# %% ../nbs/14_run.ipynb #c037
+# %% ../nbs/14_run.ipynb #c042
 def search_figures(trajectories: list[Trajectory]) -> dict:
     "How a search went, in counts."
     steps = [s for t in trajectories for s in t.steps]
@@ -334,7 +349,7 @@ def _pairs(target: Target) -> tuple[list[StepPair], dict[str, int]]:
     return make_pairs([by_id[q.id] for q in questions], target.recipe.pairs, answers, target.domain)
 
 
-# %% ../nbs/14_run.ipynb #c041
+# %% ../nbs/14_run.ipynb #c046
 def _why_none(target: Target, fates: dict[str, int]) -> str:
     "What to say when a search gave no pair: what became of its steps and its candidates."
 
@@ -352,7 +367,7 @@ def _why_none(target: Target, fates: dict[str, int]) -> str:
     return f"{said}. `psr_nb report {where}` shows them; changed settings need a folder of their own"
 
 
-# %% ../nbs/14_run.ipynb #c044
+# %% ../nbs/14_run.ipynb #c049
 def made_of(run: Run, arm: str, n: int) -> dict:
     "What made model `n`: search, pairs and training in figures."
     target, training = Target(run, arm, n), Path(run.model(arm, n)) / "training.json"
@@ -371,7 +386,7 @@ def made_of(run: Run, arm: str, n: int) -> dict:
     }
 
 
-# %% ../nbs/14_run.ipynb #c046
+# %% ../nbs/14_run.ipynb #c051
 def _measure(target: Target, engine, progress: Callable[[str, int, int], None]):
     "Evaluate a model at solving and judging, and write its metrics.json."
     r, folder, run = target.recipe, target.folder, target.run
@@ -401,7 +416,7 @@ def engine_job(recipe: dict, path: str, arm: str, n: int, progress: Callable[[st
         _search(replace(target, n=n + 1), engine, progress)
 
 
-# %% ../nbs/14_run.ipynb #c047
+# %% ../nbs/14_run.ipynb #c052
 def _measured(target: Target) -> bool:
     "Are a model's figures there, or another arm's to make? M1 is the first arm's."
     others = target.n == 1 and target.arm != target.recipe.arms[0]
@@ -414,7 +429,7 @@ def _searched(target: Target) -> bool:
     return path.exists() and path.read_bytes().count(b"\n") >= wanted
 
 
-# %% ../nbs/14_run.ipynb #c050
+# %% ../nbs/14_run.ipynb #c055
 def _make_m1(target: Target, out: Path, seed: int, progress: Callable[[str, int, int], None]):
     "Fine-tune the run's base model on its IFT and EFT rows."
     run, r, domain = target.run, target.recipe, target.domain
@@ -439,7 +454,7 @@ def _make_next(target: Target, out: Path, seed: int, progress: Callable[[str, in
     train_dpo(run.model(target.arm, target.n - 1), pairs, out, r.dpo, seed, reference, progress)
 
 
-# %% ../nbs/14_run.ipynb #c051
+# %% ../nbs/14_run.ipynb #c056
 def train_job(recipe: dict, path: str, arm: str, n: int, progress: Callable[[str, int, int], None]) -> None:
     "Make model `n`: M1 by fine-tuning, later ones by step-wise DPO on the pairs of their trajectories."
     target = Target(Run(as_recipe(recipe), Path(path)), arm, n)
@@ -451,7 +466,7 @@ def train_job(recipe: dict, path: str, arm: str, n: int, progress: Callable[[str
     phase.end()
 
 
-# %% ../nbs/14_run.ipynb #c055
+# %% ../nbs/14_run.ipynb #c060
 class _Bar:
     "One line of progress for each arm: a bar on a terminal or in a notebook, plain lines elsewhere."
 
@@ -482,7 +497,7 @@ class _Bar:
             print(f"{title} {total}, {time.time() - self.start:.0f} s", file=sys.stderr, flush=True)
 
 
-# %% ../nbs/14_run.ipynb #c058
+# %% ../nbs/14_run.ipynb #c063
 def locked(path: Path, patience: float = 10):
     "The open lock file of a run folder. InputError while another process works in it, after so many seconds."
     f = open(path / ".lock", "w")
@@ -520,7 +535,7 @@ class _Work:
         run_job(f"psr_nb.run:{job}", arguments, log, progress, threads, (self.lock,), self.stopped)
 
 
-# %% ../nbs/14_run.ipynb #c061
+# %% ../nbs/14_run.ipynb #c066
 def _run_arm(work: _Work, arm: str, bar: _Bar):
     "Everything of one arm that is not done yet, from M1's evaluation on."
     for n in range(1, work.run.last + 1):
@@ -548,14 +563,14 @@ def _run_arms(work: _Work, bars: dict[str, _Bar]):
         raise
 
 
-# %% ../nbs/14_run.ipynb #c063
+# %% ../nbs/14_run.ipynb #c068
 def check_machine(r: Recipe):
     "InputError for a setting that this machine can't follow: its attention, its engine."
     check_device(r.dpo)
     engine_kind(model_path(r.model), r.engine)
 
 
-# %% ../nbs/14_run.ipynb #c065
+# %% ../nbs/14_run.ipynb #c070
 def run(recipe: Recipe | str, path: str | Path, quiet: bool = False) -> Run:
     """Run a recipe in a folder, or continue it there.
 

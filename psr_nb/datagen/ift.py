@@ -29,7 +29,6 @@ __all__ = [
 ]
 
 # %% ../../nbs/datagen/ift.ipynb #c003
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -38,13 +37,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..files import packaged
 from ..maths.forms import normal_form
 from ..maths.read import last_boxed, read_math_answer
 from ..prompts import label
 from ..questions.benchmarks import MATH_SUBJECTS
 from ..questions.contamination import same_question
-from ..questions.read import hub_rows
+from ..questions.read import Unread, json_value, rows_or_unread, shard_files
 from ..records import IFTRow, InputError
 
 
@@ -135,66 +133,38 @@ def reject_table(kept: int, rejects: list[Reject]) -> pd.DataFrame:
 
 
 # %% ../../nbs/datagen/ift.ipynb #c016
-def _parsed(where: str, line: bytes) -> dict | Reject:
-    "The object on a line, or why there is none."
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as e:
-        return Reject(where, "not UTF-8", str(e), {"line": line.decode("latin-1")[:500]})
-    try:
-        row = json.loads(text)
-    except ValueError as e:
-        return Reject(where, "not JSON", str(e), {"line": text[:500]})
+def _row(where: str, row) -> dict | Reject:
+    "A row of a source, or why there is none."
     if isinstance(row, dict):
         return row
+    if isinstance(row, Unread):
+        text = row.line.decode("latin-1" if row.why == "not UTF-8" else "utf-8")
+        return Reject(where, row.why, row.detail, {"line": text[:500]})
     return Reject(where, "not an object", type(row).__name__, {"line": str(row)[:500]})
 
 
 # %% ../../nbs/datagen/ift.ipynb #c020
-def _array_rows(path: Path) -> Iterator[tuple[str, dict | Reject]]:
-    "Yield (where, row or Reject) for a file that holds a JSON array."
-    try:
-        rows = json.loads(path.read_bytes())
-    except ValueError as e:
-        raise InputError(f"{path}: not JSON ({e}); it should be one array, or give JSONL") from e
-    if not isinstance(rows, list):
-        raise InputError(f"{path}: expected an array of rows, found {type(rows).__name__}")
-    for i, row in enumerate(rows, 1):
-        where = f"{path}:{i}"
-        if not isinstance(row, dict):
-            row = Reject(where, "not an object", type(row).__name__)
-        yield where, row
+def _problem_files(folder: Path) -> Iterator[tuple[str, dict | Reject]]:
+    "Yield (where, row or Reject) for a folder of one-problem files."
+    files = sorted(folder.rglob("*.json"))
+    if not files:
+        raise InputError(f"{folder}: no JSON files in this folder")
+    for f in files:
+        yield str(f), _row(str(f), json_value(f.read_bytes()))
 
 
-def _file_rows(path: Path) -> Iterator[tuple[str, dict | Reject]]:
-    "Yield (where, row or Reject) for a JSONL file, a JSON array, or a folder of one-problem files."
-    if path.is_dir():
-        files = sorted(path.rglob("*.json"))
-        if not files:
-            raise InputError(f"{path}: no JSON files in this folder")
-        for f in files:
-            yield str(f), _parsed(str(f), f.read_bytes())
-    elif path.suffix == ".json":
-        yield from _array_rows(path)
-    else:
-        with open(path, "rb") as f:
-            for n, line in enumerate(f, 1):
-                where = f"{path}:{n}"
-                if line.strip():
-                    yield where, _parsed(where, line)
-
-
-# %% ../../nbs/datagen/ift.ipynb #c024
 def solution_rows(spec: str) -> Iterator[tuple[str, dict | Reject]]:
     "Yield (where, row or Reject) for every row of a source. InputError for one that isn't there."
     for place in source_named(spec)[1]:
         path = Path(place)
-        if place.startswith("packaged:"):
-            path = packaged(place.removeprefix("packaged:"))
-        yield from _file_rows(path) if path.exists() else hub_rows(place)
+        if path.is_dir() and not shard_files(path):
+            yield from _problem_files(path)
+        else:
+            for where, row in rows_or_unread(place):
+                yield where, _row(where, row)
 
 
-# %% ../../nbs/datagen/ift.ipynb #c028
+# %% ../../nbs/datagen/ift.ipynb #c026
 def _column(row: dict, columns: tuple[str, ...]) -> str | None:
     "The first of these columns that holds text or a number; lines joined where it is a list."
     for name in columns:
@@ -208,7 +178,7 @@ def _column(row: dict, columns: tuple[str, ...]) -> str | None:
     return None
 
 
-# %% ../../nbs/datagen/ift.ipynb #c031
+# %% ../../nbs/datagen/ift.ipynb #c029
 def _bare(solution: str, source: Source) -> str:
     "A solution without its source's marks and the line with the answer."
     text = solution
@@ -240,7 +210,7 @@ def as_solved(row: dict, where: str, id: str, source: Source) -> Solved | Reject
     return Solved(str(own), question, text, answer)
 
 
-# %% ../../nbs/datagen/ift.ipynb #c034
+# %% ../../nbs/datagen/ift.ipynb #c032
 def _once(
     row: dict | Reject,
     where: str,
@@ -290,7 +260,7 @@ def load_solutions(
     return out, rejects
 
 
-# %% ../../nbs/datagen/ift.ipynb #c042
+# %% ../../nbs/datagen/ift.ipynb #c040
 _DISPLAY = "|".join(
     (
         r"\$\$.*?\$\$",
@@ -313,7 +283,7 @@ def _cut(text: str, places: list[int], inline: bool = False) -> list[str]:
     return [p for p in pieces if p]
 
 
-# %% ../../nbs/datagen/ift.ipynb #c046
+# %% ../../nbs/datagen/ift.ipynb #c044
 def _joined_up(pieces: list[str], belongs: Callable) -> list[str]:
     "Pieces that belong to the one before are put after it."
     out = []
@@ -331,7 +301,7 @@ def by_lines(text: str) -> list[str]:
     return _joined_up(pieces, lambda piece: re.match(_DISPLAY, piece, re.S))
 
 
-# %% ../../nbs/datagen/ift.ipynb #c049
+# %% ../../nbs/datagen/ift.ipynb #c047
 _ABBREVIATIONS = (
     r"e\.g",
     r"i\.e",
@@ -358,7 +328,7 @@ def by_sentences(text: str) -> list[str]:
     return _cut(text, places, inline=True)
 
 
-# %% ../../nbs/datagen/ift.ipynb #c052
+# %% ../../nbs/datagen/ift.ipynb #c050
 _MARK = re.compile(
     r"(?m)^[ \t]*(?:#+[ \t]*)?(?:\*\*)?Step[ \t]+\d+[ \t]*"  # a heading or bold type may be around it
     r"(?::|\.|\)|-|(?=\*\*|$))[ \t]*(?:\*\*)?[:.]?[ \t]*"
@@ -372,7 +342,7 @@ def by_marks(text: str) -> list[str]:
     return _cut(text, [m.start() for m in marks]) if len(marks) > 1 else []
 
 
-# %% ../../nbs/datagen/ift.ipynb #c055
+# %% ../../nbs/datagen/ift.ipynb #c053
 def automatic(text: str) -> list[str]:
     "Existing marks, else lines, else sentences: the first that gives two pieces or more."
     for cut in (by_marks, by_lines, by_sentences):
@@ -385,7 +355,7 @@ def automatic(text: str) -> list[str]:
 SEGMENTERS = {"lines": by_lines, "sentences": by_sentences, "marks": by_marks, "auto": automatic}
 
 
-# %% ../../nbs/datagen/ift.ipynb #c058
+# %% ../../nbs/datagen/ift.ipynb #c056
 def unlabelled(text: str) -> str:
     "A text without the `Step n:` labels at the beginnings of its lines."
     return _MARK.sub("", text)
@@ -398,7 +368,7 @@ def boxed(steps: list[str], answer: str) -> list[str]:
     return [*steps[:-1], f"{steps[-1]} The answer is \\boxed{{{normal_form(answer)}}}."]
 
 
-# %% ../../nbs/datagen/ift.ipynb #c062
+# %% ../../nbs/datagen/ift.ipynb #c060
 def _form_problem(steps: list[str]) -> tuple[str, str] | None:
     "(reason, detail) why these are not steps at all; None if they are."
     if not steps:
@@ -422,7 +392,7 @@ def _answer_problem(s: Solved, steps: list[str]) -> tuple[str, str] | None:
     return None
 
 
-# %% ../../nbs/datagen/ift.ipynb #c066
+# %% ../../nbs/datagen/ift.ipynb #c064
 def _squeezed(text: str) -> str:
     "A text without labels and white space."
     return re.sub(r"\s+", "", unlabelled(text))
@@ -440,7 +410,7 @@ def _text_problem(s: Solved, steps: list[str]) -> tuple[str, str] | None:
     return "text altered", f"…{want[around]!r} became …{got[around]!r}"
 
 
-# %% ../../nbs/datagen/ift.ipynb #c069
+# %% ../../nbs/datagen/ift.ipynb #c067
 def ift_problem(s: Solved, steps: list[str]) -> tuple[str, str] | None:
     """(reason, detail) why these steps are not this solution with its answer boxed and nothing else altered.
 
@@ -464,7 +434,7 @@ def as_ift(
     return IFTRow(s.id, s.question, steps, s.answer)
 
 
-# %% ../../nbs/datagen/ift.ipynb #c074
+# %% ../../nbs/datagen/ift.ipynb #c072
 def cut_all(
     solved: list[Solved],
     segment: Callable[[str], list[str]],
@@ -481,7 +451,7 @@ def cut_all(
     return rows, rejects
 
 
-# %% ../../nbs/datagen/ift.ipynb #c077
+# %% ../../nbs/datagen/ift.ipynb #c075
 def cut_prompt(question: str, solution: str) -> str:
     "Asks a model to put step labels into a solution and to change nothing else."
     return (
@@ -501,7 +471,7 @@ def pieces_of(reply: str) -> list[str]:
     return [p for p in pieces if p]
 
 
-# %% ../../nbs/datagen/ift.ipynb #c081
+# %% ../../nbs/datagen/ift.ipynb #c079
 def cut_by(
     ask: Callable[[list[str]], list],  # prompts -> replies with `text` (None if there is none) and `problem`
     solved: list[Solved],

@@ -11,13 +11,21 @@ import json
 import math
 import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..maths.grade import gold_problem
-from ..maths.read import read_math_answer
+from psr_nb.questions.read import (
+    FORMAT,
+    as_problem,
+    columns_of,
+    file_stem,
+    first_of,
+    shard_files,
+    source_rows,
+)
 from ..records import InputError, Problem
-from .read import as_problem, source_rows
 
 
 # %% ../../nbs/questions/benchmarks.ipynb #c006
@@ -26,7 +34,7 @@ class Benchmark:
     "An evaluation set that is known by name."
 
     name: str
-    hub: tuple[str, ...]  # `owner/name:config:split` on the hub, in this order
+    hub: tuple[str, ...]  # `owner/name:config:split` on the hub, in this order; () for files only
     rows: int  # problems it should have
     file: str  # what a file of it looks like, in the publisher's own format
     about: str
@@ -98,6 +106,69 @@ _KNOWN = (
         f"{_LINES} 'question' and 'answer'",
         "AMC 12 of 2023, with a number as the answer",
     ),
+    Benchmark(
+        "svamp",
+        ("ChilleD/SVAMP:train", "ChilleD/SVAMP:test"),
+        1000,
+        f"{_LINES} 'Body', 'Question' and 'Answer'",
+        "one-step word problems, varied so that guessing fails (Patel et al. 2021)",
+    ),
+    Benchmark(
+        "mawps",
+        (),
+        2065,
+        f"{_LINES} 'input' and 'target'",
+        "word problems of one or two steps (Koncel-Kedziorski et al. 2016)",
+    ),
+    Benchmark(
+        "asdiv",
+        ("EleutherAI/asdiv:asdiv:validation",),
+        2305,
+        f"{_LINES} 'body', 'question' and 'answer' (a number with its unit behind, as '9 (apples)')",
+        "word problems of grades 1 to 6 (Miao et al. 2020)",
+    ),
+    Benchmark(
+        "gsmhard",
+        ("reasoning-machines/gsm-hard:train",),
+        1319,
+        f"{_LINES} 'input' and 'target'",
+        "gsm8k with large numbers (Gao et al. 2022)",
+    ),
+    Benchmark(
+        "minerva",
+        ("math-ai/minervamath:test",),
+        272,
+        f"{_LINES} 'problem' and 'solution' (the answer in its last \\boxed{{}}), or 'question' and 'answer'",
+        "undergraduate science of MIT OpenCourseWare (Lewkowycz et al. 2022)",
+    ),
+    Benchmark(
+        "collegemath",
+        (),
+        2818,
+        f"{_LINES} 'question' and 'answer'",
+        "exercises of nine college textbooks (Tang et al. 2024)",
+    ),
+    Benchmark(
+        "omnimath",
+        ("KbsdJames/Omni-MATH:test",),
+        4428,
+        f"{_LINES} 'problem' and 'answer'",
+        "olympiads of ten difficulties (Gao et al. 2024)",
+    ),
+    Benchmark(
+        "aqua",
+        ("deepmind/aqua_rat:raw:test",),
+        254,
+        f"{_LINES} 'question', 'options' and 'correct' (a letter)",
+        "algebra word problems with five options (Ling et al. 2017)",
+    ),
+    Benchmark(
+        "sat",
+        (),
+        220,
+        f"{_LINES} 'question', 'options' and 'label' (a letter), as sat-math.jsonl of AGIEval has them",
+        "SAT mathematics with four options (Zhong et al. 2023)",
+    ),
 )
 
 BENCHMARKS = {b.name: b for b in _KNOWN}
@@ -123,8 +194,8 @@ def _name_and_path(spec: str) -> tuple[str, str | None]:
         return name, path
     if spec in BENCHMARKS:
         return spec, None
-    if Path(spec).suffix in (".jsonl", ".json") or Path(spec).is_file():
-        return Path(spec).stem, spec
+    if spec and (FORMAT.search(spec) or Path(spec).exists()):
+        return file_stem(spec), spec
     raise _unknown(spec)
 
 
@@ -144,29 +215,7 @@ def _spaced(text: str) -> str:
     return "".join(out)
 
 
-def _text(value, where: str, column: str) -> str | None:
-    "An answer as text; None if there is none. InputError for an object or a truth value."
-    if value is None or isinstance(value, float) and math.isnan(value):
-        return None
-    if isinstance(value, list):
-        texts = [_text(v, where, column) for v in value]
-        return ", ".join(t for t in texts if t is not None)
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        found = json.dumps(value, default=str)[:60]
-        raise InputError(
-            f"{where}: column {column!r}: expected text, a number or a list of them, found {found}"
-        )
-    whole = isinstance(value, float) and value.is_integer()
-    text = f"{value:.1f}" if whole else str(value).strip()
-    return re.sub(r"^(-?\d+)\.0$", r"\1", text)
-
-
 # %% ../../nbs/questions/benchmarks.ipynb #c025
-def _first(row: dict, *columns: str):
-    "(column, value) of the first of these columns that isn't null; (the first column, None) without any."
-    return next(((c, row[c]) for c in columns if row.get(c) is not None), (columns[0], None))
-
-
 def _wrong(name: str, where: str, what: str, row: dict) -> InputError:
     "The error for a row without a column that it needs."
     file = BENCHMARKS[name].file if name in BENCHMARKS else f"{_LINES} 'question' and 'answer'"
@@ -174,11 +223,21 @@ def _wrong(name: str, where: str, what: str, row: dict) -> InputError:
     return InputError(f"{where}: {what}, only {columns}. For {name} it should be {file}; rename the column")
 
 
+def _check_columns(row, where: str, name: str):
+    "InputError for a row without a question, or without anything that an answer can be read from."
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: expected an object with a 'question', found {type(row).__name__}")
+    if not columns_of(row, "question"):
+        raise _wrong(name, where, "no column 'question' (or 'problem')", row)
+    if not columns_of(row, "answer") + columns_of(row, "solution"):
+        raise _wrong(name, where, "no column 'answer' (or 'final_answer', 'solution')", row)
+
+
 # %% ../../nbs/questions/benchmarks.ipynb #c028
 def _tolerance(row: dict, where: str, name: str) -> float | None:
     "How far off an answer may be; None where nothing is said. InputError for what is no such number."
     columns = ["tolerance", "error"] if name == "olympiadbench" else ["tolerance"]
-    column, value = _first(row, *columns)
+    column, value = first_of(row, *columns)
     if value in (None, ""):
         return None
     try:
@@ -194,60 +253,43 @@ def _tolerance(row: dict, where: str, name: str) -> float | None:
 
 
 # %% ../../nbs/questions/benchmarks.ipynb #c031
-def _check_columns(row, where: str, name: str):
-    "InputError for a row without a question, or without anything that an answer can be read from."
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: expected an object with a 'question', found {type(row).__name__}")
-    if not {"question", "problem"} & row.keys():
-        raise _wrong(name, where, "no column 'question' (or 'problem')", row)
-    if not {"answer", "final_answer", "solution"} & row.keys():
-        raise _wrong(name, where, "no column 'answer' (or 'final_answer', 'solution')", row)
+_LEVELS = {"omnimath": ["difficulty"]}  # columns of these sets alone
+_SUBJECTS = {
+    "svamp": ["Type"],
+    "asdiv": ["solution_type"],
+    "collegemath": ["data_topic"],
+    "omnimath": ["domain"],
+}
 
 
-def _answer_and_solution(row: dict, where: str) -> tuple:
-    "(gold answer, worked solution) of a row as text, each None where it has none."
-    solution = row.get("solution")
-    if isinstance(solution, list):
-        solution = "\n\n".join(map(str, solution))
-    column, value = _first(row, "answer", "final_answer")
-    answer = _text(value, where, column)
-    if answer is not None and row.get("is_multiple_answer"):
-        answer = _spaced(answer)
-    if answer is None and solution:
-        answer = read_math_answer(solution)
-    return answer, solution
-
-
-# %% ../../nbs/questions/benchmarks.ipynb #c034
 def _about(row: dict, where: str, name: str) -> dict:
     "What a row says beside question and answer."
-    level = _first(row, "level")[1]
+    level = first_of(row, "level", *_LEVELS.get(name, []))[1]
+    subject = first_of(row, "subfield", "subject", "type", *_SUBJECTS.get(name, []))[1]
     meta = {
         "benchmark": name,
         "where": where,
         "tolerance": _tolerance(row, where, name),
         "unit": row.get("unit"),
         "level": level if level is None else str(level).removeprefix("Level "),
-        "subject": _first(row, "subfield", "subject", "type")[1],
+        "subject": subject[0] if isinstance(subject, list) and subject else subject,
         "several": row.get("is_multiple_answer") or None,  # the publisher says that the answer is a list
     }
-    return {k: v for k, v in meta.items() if v not in (None, "")}
+    return {k: v for k, v in meta.items() if v not in (None, "", [])}
 
 
 def _problem(row: dict, where: str, name: str, n: int) -> Problem:
     "The Problem in row n of benchmark `name`. InputError names the row and the column that is wrong."
     _check_columns(row, where, name)
-    answer, solution = _answer_and_solution(row, where)
-    id = _first(row, "id", "unique_id")[1]
-    id = f"{name}-{n}" if id in (None, "") else str(id)
-    question = _first(row, "question", "problem")[1]
-    plain = {"question": "" if question is None else question, "answer": answer, "solution": solution}
-    p = as_problem(plain, where, id)
+    plain = {column: value for column, value in row.items() if column != "meta"}
+    p = as_problem(plain, where, f"{name}-{n}")
+    if p.answer is not None and row.get("is_multiple_answer"):
+        p.answer = _spaced(p.answer)
     p.meta |= _about(row, where, name)
     return p
 
 
-# %% ../../nbs/questions/benchmarks.ipynb #c041
+# %% ../../nbs/questions/benchmarks.ipynb #c040
 def _math_row(file: Path, release: str):
     "The problem in one file of MATH's release, its path as the id."
     try:
@@ -270,22 +312,30 @@ def _math_folder(folder: Path):
         yield f"{f}:1", _math_row(f, root.resolve().name)
 
 
-# %% ../../nbs/questions/benchmarks.ipynb #c044
-def _file_rows(name: str, path: str):
-    "Yield (where, object) for the rows of a local file, or of a folder for math."
+# %% ../../nbs/questions/benchmarks.ipynb #c043
+def _file_rows(name: str, path: str) -> Iterator[tuple[str, object]]:
+    "Yield (where, object) for the rows of a local file or of a folder of shards, or of MATH's release."
     p = Path(path).expanduser()
     if p.is_dir() and name == "math":
         yield from _math_folder(p)
-    elif p.is_dir():
-        raise InputError(f"{p}: a folder, where {name} needs a JSONL file; only math=FOLDER reads one")
-    elif not p.is_file():
+    elif p.is_dir() and not shard_files(p):
+        raise InputError(
+            f"{p}: a folder, where {name} needs a JSONL file; only math=FOLDER reads one, and a folder "
+            "with nothing but the shards of one set (.jsonl, .csv or .parquet)"
+        )
+    elif not p.exists():
         raise InputError(f"{p}: no such file; --bench {name}=PATH needs the path of a JSONL file")
     else:
         yield from source_rows(str(p))
 
 
-def _hub(b: Benchmark):
+def _hub(b: Benchmark) -> Iterator[tuple[str, object]]:
     "Yield (where, object) for the rows of a set on the hub. InputError says how else to get it."
+    if not b.hub:
+        raise InputError(
+            f"{b.name}: psr_nb knows no copy of it on the hub; take one from its publisher: "
+            f"--bench {b.name}=PATH, where PATH is {b.file}"
+        )
     for source in b.hub:
         try:
             yield from source_rows(source)
@@ -298,7 +348,7 @@ def _hub(b: Benchmark):
             ) from e
 
 
-# %% ../../nbs/questions/benchmarks.ipynb #c047
+# %% ../../nbs/questions/benchmarks.ipynb #c046
 def _warn_of_count(spec: str, known: Benchmark, from_hub: bool, count: int):
     "A warning where a set has another number of problems than it should have."
     expected = (known.hub_rows or known.rows) if from_hub else known.rows
@@ -336,7 +386,7 @@ def load_benchmark(
     return out
 
 
-# %% ../../nbs/questions/benchmarks.ipynb #c064
+# %% ../../nbs/questions/benchmarks.ipynb #c068
 def bad_golds(problems: list[Problem]) -> list[str]:
     "One line `file:row: what is wrong` for each problem whose gold answer can't be graded."
     lines = []
