@@ -13,8 +13,10 @@ __all__ = [
     "solve_by_search",
     "refuse_bad_golds",
     "check_unique",
+    "refuse_unreadable",
     "evaluate",
     "of_samples",
+    "of_sentences",
     "accuracy",
     "JudgeRow",
     "evaluate_judge",
@@ -24,7 +26,7 @@ __all__ = [
 # %% ../nbs/11_evaluate.ipynb #c003
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Annotated, Literal
@@ -40,6 +42,7 @@ from psr_nb.records import (
     Problem,
     Request,
     Sampling,
+    Trajectory,
     settings,
 )
 
@@ -64,6 +67,8 @@ class EvalSettings:
     temperature: Annotated[Number, Field(ge=0)] = 0.5  # for "sample"; the paper's for its searches
     top_p: Annotated[Number, Field(gt=0, le=1)] = 0.95
     seed: int = 0
+    # "sentence" reads an answer that isn't marked from the last sentence of a solution, and counts it apart
+    read: Literal["marked", "sentence"] = "marked"
 
 
 # %% ../nbs/11_evaluate.ipynb #c010
@@ -96,6 +101,15 @@ class EvalRow:
     answers: list[str | None] = field(default_factory=list)  # of each sample
     equals: list[bool] = field(default_factory=list)  # of each sample
     kept: int | None = None  # of a search: tokens of the solution it kept
+    # of each solution: was its answer read from its last sentence? Empty if only marked answers are read
+    sentences: list[bool] = field(default_factory=list)
+
+    @property
+    def from_sentence(self) -> bool:
+        "Does the row's answer come from last sentences only?"
+        answers = self.answers or [self.answer]
+        told = [said for answer, said in zip(answers, self.sentences, strict=False) if answer == self.answer]
+        return self.answer is not None and bool(told) and all(told)
 
 
 # %% ../nbs/11_evaluate.ipynb #c017
@@ -118,9 +132,28 @@ def _equal(domain: Domain, p: Problem, answer: str | None) -> tuple[bool, str]:
 
 
 # %% ../nbs/11_evaluate.ipynb #c021
-def _graded(p: Problem, domain: Domain, completions: list[Completion]) -> dict:
+def _read(domain: Domain, c: Completion, read: str) -> tuple[str | None, bool]:
+    "(the answer of a completion, was it read from the last sentence?)"
+    marked = domain.read(c.text)
+    if marked is not None or read == "marked" or c.finish_reason == "length":
+        return marked, False
+    answer = domain.read_sentence(c.text)
+    return answer, answer is not None
+
+
+def _written(row: EvalRow) -> dict:
+    "A row as it is written: `sentences` only where sentences were read."
+    out = asdict(row)
+    if not row.sentences:
+        del out["sentences"]
+    return out
+
+
+# %% ../nbs/11_evaluate.ipynb #c024
+def _graded(p: Problem, domain: Domain, completions: list[Completion], read: str = "marked") -> dict:
     "Answers and grades of a problem's completions, as fields of its row; of several the majority answers."
-    answers = [domain.read(c.text) for c in completions]
+    found = [_read(domain, c, read) for c in completions]
+    answers = [answer for answer, _ in found]
     graded = [_equal(domain, p, a) for a in answers]
 
     def same(i, j):
@@ -136,10 +169,10 @@ def _graded(p: Problem, domain: Domain, completions: list[Completion]) -> dict:
     out = {"answer": answer, "equal": equal, "note": note}
     if len(answers) > 1:
         out |= {"answers": answers, "equals": [e for e, _ in graded]}
-    return out
+    return out | ({"sentences": [said for _, said in found]} if read == "sentence" else {})
 
 
-# %% ../nbs/11_evaluate.ipynb #c024
+# %% ../nbs/11_evaluate.ipynb #c027
 def _steps(text: str) -> int:
     "The number of steps in a solution whose first label was part of the prompt."
     return 1 + len(re.findall(r"(?m)^Step \d+:", text))
@@ -151,6 +184,7 @@ def graded_row(
     completions: list[Completion],
     benchmark: str,
     prompt: str,
+    read: str = "marked",  # or "sentence", as in EvalSettings
 ) -> EvalRow:
     "The row of a problem's completions."
     return EvalRow(
@@ -161,11 +195,11 @@ def graded_row(
         gold=p.answer,
         tokens=sum(len(c.ids) for c in completions),
         steps=sum(_steps(c.text) for c in completions),
-        **_graded(p, domain, completions),
+        **_graded(p, domain, completions, read),
     )
 
 
-# %% ../nbs/11_evaluate.ipynb #c027
+# %% ../nbs/11_evaluate.ipynb #c030
 def _row_too_long(p: Problem, shown: str, benchmark: str, k: int) -> EvalRow:
     "The row of a prompt that fills the context: as many samples as the others have, all of them wrong."
     row = EvalRow(
@@ -203,10 +237,31 @@ def solve(
         seed = seed_of(s.seed, problem.id, "solve")
         sampling = replace(sampling, temperature=s.temperature, top_p=s.top_p, seed=seed)
     [completions] = yield [Request(prompt, sampling)]
-    return graded_row(problem, how.domain, completions, benchmark, shown)
+    return graded_row(problem, how.domain, completions, benchmark, shown, s.read)
 
 
-# %% ../nbs/11_evaluate.ipynb #c031
+# %% ../nbs/11_evaluate.ipynb #c034
+def _answer_of(t: Trajectory, how: Solving) -> tuple[str | None, list[bool]]:
+    "(the answer of a search, the row's `sentences`)."
+    if how.settings.read == "marked":
+        return t.answer, []
+    if t.answer is not None or t.ended != "answered":
+        return t.answer, [False]
+    answer = how.domain.read_sentence(t.text)
+    return answer, [answer is not None]
+
+
+def _solution(t: Trajectory, tokenizer) -> tuple[str, int]:
+    "(the solution that a search kept, its tokens)."
+    text, kept = "", 0
+    for step in t.path:
+        chosen = step.candidates[step.chosen]
+        text += tokenizer.decode(step.label_ids) + chosen.text
+        kept += len(step.label_ids) + len(chosen.ids)
+    return text, kept
+
+
+# %% ../nbs/11_evaluate.ipynb #c036
 def solve_by_search(
     problem: Problem,
     tokenizer,
@@ -215,31 +270,28 @@ def solve_by_search(
     context: int,  # the model's, in tokens
 ):
     "Generator (for `drive`): the search's solution of a problem, and every token it took."
-    seed = how.settings.seed
-    setup = SearchSetup(tokenizer, how.domain, how.search, how.judge, seed, context=context)
+    setup = SearchSetup(tokenizer, how.domain, how.search, how.judge, how.settings.seed, context=context)
     t = yield from search(problem, setup)
-    equal, note = _equal(how.domain, problem, t.answer)
-    text, kept = "", 0
-    for step in t.path:
-        chosen = step.candidates[step.chosen]
-        text += tokenizer.decode(step.label_ids) + chosen.text
-        kept += len(step.label_ids) + len(chosen.ids)
+    answer, sentences = _answer_of(t, how)
+    equal, note = _equal(how.domain, problem, answer)
+    text, kept = _solution(t, tokenizer)
     return EvalRow(
         problem.id,
         benchmark,
         prompt=tokenizer.decode(t.prompt_ids),
         completions=[text],
-        answer=t.answer,
+        answer=answer,
         gold=problem.answer,
         equal=equal,
         note=note if t.ended == "answered" else t.ended,
         tokens=t.output_tokens,
         steps=max(1, len(t.path)),
         kept=kept,
+        sentences=sentences,
     )
 
 
-# %% ../nbs/11_evaluate.ipynb #c034
+# %% ../nbs/11_evaluate.ipynb #c039
 def refuse_bad_golds(problems: list[Problem], allowed: bool):
     "InputError that names problems whose gold answer can't be graded, unless that's allowed."
     bad = bad_golds(problems)
@@ -259,7 +311,14 @@ def check_unique(what: str, names: list[str]):
         seen.add(name)
 
 
-# %% ../nbs/11_evaluate.ipynb #c037
+# %% ../nbs/11_evaluate.ipynb #c042
+def refuse_unreadable(how: Solving):
+    "InputError where last sentences are to be read, and the domain can't."
+    if how.settings.read == "sentence" and how.domain.read_sentence is None:
+        raise InputError(f"read: the domain {how.domain.name!r} reads marked answers only")
+
+
+# %% ../nbs/11_evaluate.ipynb #c045
 def _rows_in(path: str | Path, cls: type) -> list:
     "The records of a file, none if it is not there yet."
     return read_jsonl(path, cls) if Path(path).exists() else []
@@ -278,7 +337,7 @@ def _solved_before(path: str | Path, problems: list[Problem]) -> dict[str, EvalR
     return rows
 
 
-# %% ../nbs/11_evaluate.ipynb #c040
+# %% ../nbs/11_evaluate.ipynb #c048
 def evaluate(
     engine: Engine,
     problems: list[Problem],
@@ -290,7 +349,8 @@ def evaluate(
 ) -> list[EvalRow]:
     """Solve the problems, one row each in the JSONL file `path`, continuing it if it exists.
 
-    InputError for a problem without an answer to compare with."""
+    InputError for a problem without an answer to compare with, or sentences that the domain can't read."""
+    refuse_unreadable(how)
     refuse_bad_golds(problems, how.allow_bad_gold)
     check_unique("the id", [p.id for p in problems])
     problems = [replace(p, answer=p.answer or "") for p in problems]
@@ -299,19 +359,18 @@ def evaluate(
         if p.id in rows:
             on_row(rows[p.id])
     context = getattr(engine, "context", 1 << 30)
-    tokenizer = engine.tokenizer
     solver = solve_by_search if how.settings.mode == "search" else solve
     left = [p for p in problems if p.id not in rows]
-    solving = [(p.id, solver(p, tokenizer, how, benchmark, context)) for p in left]
+    solving = [(p.id, solver(p, engine.tokenizer, how, benchmark, context)) for p in left]
     for id, row in drive(engine, solving):
-        append_jsonl(path, [row])
+        append_jsonl(path, [_written(row)])
         rows[id] = row
         on_row(row)
         progress("evaluating", sum(p.id in rows for p in problems), len(problems))
     return [rows[p.id] for p in problems]
 
 
-# %% ../nbs/11_evaluate.ipynb #c047
+# %% ../nbs/11_evaluate.ipynb #c055
 def _interval(name: str, scores: list[float]) -> dict:
     """Mean of scores between 0 and 1 with its interval.
 
@@ -337,7 +396,16 @@ def of_samples(rows: list[EvalRow]) -> dict:
     return out
 
 
-# %% ../nbs/11_evaluate.ipynb #c050
+# %% ../nbs/11_evaluate.ipynb #c058
+def of_sentences(rows: list[EvalRow]) -> dict:
+    "Answers read from last sentences, and the accuracy without them. Nothing if only marked ones were read."
+    if not any(r.sentences for r in rows):
+        return {}
+    marked = sum(r.equal and not r.from_sentence for r in rows)
+    return {"from_sentence": sum(r.from_sentence for r in rows)} | share("accuracy_marked", marked, len(rows))
+
+
+# %% ../nbs/11_evaluate.ipynb #c061
 def accuracy(rows: list[EvalRow]) -> dict:
     """Accuracy with its interval, what could not be read, tokens spent, and the length of the solutions.
 
@@ -358,10 +426,10 @@ def accuracy(rows: list[EvalRow]) -> dict:
         "tokens_per_step": kept / sum(r.steps for r in rows),
     }
     hits = sum(r.equal for r in rows)
-    return share("accuracy", hits, len(rows)) | counts | lengths | of_samples(rows)
+    return share("accuracy", hits, len(rows)) | counts | lengths | of_samples(rows) | of_sentences(rows)
 
 
-# %% ../nbs/11_evaluate.ipynb #c060
+# %% ../nbs/11_evaluate.ipynb #c071
 ORDERS = ("ab", "ba")  # as in the file, and swapped
 
 
@@ -384,7 +452,7 @@ def _unique_pairs(rows: list[EFTRow]) -> list[EFTRow]:
     return list(seen.values())
 
 
-# %% ../nbs/11_evaluate.ipynb #c064
+# %% ../nbs/11_evaluate.ipynb #c075
 def _gold_in(r: EFTRow, order: str) -> str:
     "The right verdict when the pair is shown in this order."
     return r.verdict if order == "ab" else {"A": "B", "B": "A"}[r.verdict]
@@ -401,7 +469,7 @@ def _judge_pair(r: EFTRow, order: str, setup: JudgeSetup):
     return JudgeRow(r.id, order, _gold_in(r, order), j.verdict, j.text)
 
 
-# %% ../nbs/11_evaluate.ipynb #c068
+# %% ../nbs/11_evaluate.ipynb #c079
 def _judged_before(path: str | Path, pairs: list[EFTRow]) -> dict[tuple[str, str], JudgeRow]:
     "(id, order) -> row, of the rows in the file. InputError for one that is of another pair."
     rows = {(r.id, r.order): r for r in _rows_in(path, JudgeRow)}
@@ -441,7 +509,7 @@ def evaluate_judge(
     return [done[r.id, order] for r, order in both]
 
 
-# %% ../nbs/11_evaluate.ipynb #c071
+# %% ../nbs/11_evaluate.ipynb #c082
 def _share_of_pairs(
     name: str,
     hits: int,

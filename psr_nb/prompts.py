@@ -36,6 +36,8 @@ class Domain:
     stop: Callable[[int], str]  # k -> the text that ends step k
     read: Callable[[str], str | None]  # solution -> final answer, None if there is none
     equal: Callable[[str, str | None], tuple[bool, str]]  # gold, answer -> (same?, note)
+    # a solution that marks no answer -> the one that its last sentence says; None if that can't be read
+    read_sentence: Callable[[str], str | None] | None = None
 
 
 # %% ../nbs/02_prompts.ipynb #c010

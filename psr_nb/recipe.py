@@ -87,9 +87,12 @@ def domain_named(name: str) -> Domain:
     if not colon:
         raise InputError(f"domain: {name!r} is not known{nearest(name, ours)}, or yours as module:NAME")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as e:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as e:
         raise InputError(f"domain: could not import {name!r} ({e})") from e
+    if not isinstance(found, Domain):
+        raise InputError(f"domain: {name!r} is no Domain but {type(found).__name__}")
+    return found
 
 
 # %% ../nbs/12_recipe.ipynb #c017
@@ -119,15 +122,15 @@ def _set(row: dict, name: str, value):
     "Put a value under its dotted name."
     *sections, last = name.split(".")
     at = row
-    for s in sections:
+    for n, s in enumerate(sections, 1):
         at = at.setdefault(s, {})
         if not isinstance(at, dict):
-            raise InputError(f"{s}: expected settings, not {at!r}")
+            raise InputError(f"{'.'.join(sections[:n])}: expected settings, not {at!r}")
     at[last] = value
 
 
 # %% ../nbs/12_recipe.ipynb #c025
-def load_recipe(source: str, **changes) -> Recipe:
+def load_recipe(source: str, /, **changes) -> Recipe:
     """A recipe by name or path; `changes` are dotted settings (`{'search.w': 4}`).
 
     InputError where anything is wrong with it."""
@@ -138,7 +141,7 @@ def load_recipe(source: str, **changes) -> Recipe:
     try:
         row = yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise InputError(f"{path}: not YAML ({e})") from e
+        raise InputError(f"{path}: not YAML ({' '.join(str(e).split())})") from e
     if not isinstance(row, dict):
         raise InputError(f"{path}: expected settings, found {type(row).__name__}")
     for name, value in changes.items():
@@ -147,7 +150,15 @@ def load_recipe(source: str, **changes) -> Recipe:
 
 
 # %% ../nbs/12_recipe.ipynb #c029
+def _in_json_schema(value):
+    "pydantic's names of the bounds of a `Number`, which it leaves as they are, as JSON Schema has them."
+    names = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum"}
+    if isinstance(value, dict):
+        return {names.get(k, k): _in_json_schema(v) for k, v in value.items()}
+    return [_in_json_schema(v) for v in value] if isinstance(value, list) else value
+
+
 @functools.cache
 def recipe_schema() -> dict:
     "The JSON schema of a recipe: every setting with its type, bounds, choices and default."
-    return TypeAdapter(Recipe).json_schema() | {"title": "psr_nb recipe"}
+    return _in_json_schema(TypeAdapter(Recipe).json_schema()) | {"title": "psr_nb recipe"}

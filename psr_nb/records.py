@@ -27,6 +27,7 @@ __all__ = [
 # %% ../nbs/00_records.ipynb #c002
 import dataclasses
 import functools
+import inspect
 import json
 import re
 import types
@@ -314,13 +315,20 @@ def _out_of_range(error: dict, field) -> str:
 
 
 # %% ../nbs/00_records.ipynb #c059
+def _path(cls, loc: tuple) -> list[str]:
+    "The names that lead to a setting, from where pydantic found it; [] if that is no setting."
+    names = list(cls.__pydantic_fields__)
+    if loc and isinstance(loc[0], int):  # given by its place
+        loc = (names[loc[0]], *loc[1:]) if loc[0] < len(names) else ()
+    return [part for part in loc if isinstance(part, str)]
+
+
 def _wrong(cls, error: dict) -> str:
     "One of pydantic's errors in our words, its setting named from `cls` down."
-    first, *rest = error["loc"]
-    if isinstance(first, int):  # given by its place
-        first = list(cls.__pydantic_fields__)[first]
-    path = [first] + [part for part in rest if isinstance(part, str)]
-    name, value, kind = ".".join(path), error["input"], error["type"]
+    path, value, kind = _path(cls, error["loc"]), error["input"], error["type"]
+    name = ".".join(path)
+    if not path:
+        return f"{cls.__name__.lower()}: {error['msg']}"
     if kind in _EXPECTED:
         return f"{name}: expected {_EXPECTED[kind]}, not {value!r}"
     if kind == "literal_error":
@@ -334,16 +342,31 @@ def _wrong(cls, error: dict) -> str:
     return f"{name}: {error['msg']}, not {value!r}"
 
 
+# %% ../nbs/00_records.ipynb #c061
 def _refusal(cls, e: ValidationError, where: str) -> InputError:
-    "The InputError for what pydantic found wrong: all that is missing, else the first thing."
-    missing = [".".join(map(str, x["loc"])) for x in e.errors() if x["type"].startswith("missing")]
-    if missing:
+    "The InputError for what pydantic found: an unknown setting, else all that is missing, else the first."
+    found = e.errors()
+    unknown = [x for x in found if x["type"] == "unexpected_keyword_argument"]
+    missing = [".".join(map(str, x["loc"])) for x in found if x["type"].startswith("missing")]
+    if missing and not unknown:
         return InputError(f"{where or cls.__name__.lower()}: {', '.join(missing)} must be set")
-    said = _wrong(cls, e.errors()[0])
+    said = _wrong(cls, (unknown or found)[0])
     return InputError(f"{where}: {said}" if where else said)
 
 
-# %% ../nbs/00_records.ipynb #c061
+# %% ../nbs/00_records.ipynb #c063
+def _signature(cls) -> inspect.Signature:
+    "How a class of settings is called, for `help`: plain types and defaults."
+    hints, parameters = typing.get_type_hints(cls), []
+    for f in dataclasses.fields(cls):
+        default = inspect.Parameter.empty if f.default is dataclasses.MISSING else f.default
+        if f.default_factory is not dataclasses.MISSING:
+            default = f.default_factory()
+        given = {"default": default, "annotation": hints[f.name]}
+        parameters.append(inspect.Parameter(f.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, **given))
+    return inspect.Signature(parameters)
+
+
 @typing.dataclass_transform(frozen_default=True, field_specifiers=(Field, field))
 def settings(cls):
     """Class decorator: a frozen dataclass whose fields are checked, strictly, whenever one is made.
@@ -360,7 +383,23 @@ def settings(cls):
             raise _refusal(made, e, "") from None
 
     made.__init__ = init
+    made.__signature__ = _signature(made)
     return made
+
+
+# %% ../nbs/00_records.ipynb #c065
+def _as_json(value) -> str:
+    "Nested mappings as JSON. InputError if they hold themselves."
+
+    def plain(x):
+        if isinstance(x, dict):
+            return {str(k): plain(v) for k, v in x.items()}
+        return [plain(v) for v in x] if isinstance(x, list) else x
+
+    try:
+        return json.dumps(plain(value), default=lambda x: [repr(x)])
+    except RecursionError:
+        raise InputError("the settings refer to themselves; write them out") from None
 
 
 def as_settings(cls, row: dict, where: str = ""):
@@ -370,6 +409,6 @@ def as_settings(cls, row: dict, where: str = ""):
     if not isinstance(row, dict):
         raise InputError(f"{where or cls.__name__.lower()}: expected settings, not {row!r}")
     try:
-        return TypeAdapter(cls).validate_json(json.dumps(row, default=str))
+        return TypeAdapter(cls).validate_json(_as_json(row))
     except ValidationError as e:
         raise _refusal(cls, e, where) from None

@@ -22,12 +22,13 @@ __all__ = [
 # %% ../../nbs/cli/main.ipynb #c002
 import argparse
 import json
+import math
 import os
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import yaml
@@ -56,7 +57,10 @@ def _settings(pairs: list[str]) -> dict:
         name, eq, value = pair.partition("=")
         if not eq:
             raise InputError(f"--set {pair}: give it as section.setting=value")
-        out[name] = yaml.safe_load(value)
+        try:
+            out[name] = yaml.safe_load(value)
+        except yaml.YAMLError as e:
+            raise InputError(f"--set {pair}: the value is not YAML ({' '.join(str(e).split())})") from e
     return out
 
 
@@ -165,7 +169,7 @@ def show_recipes(args):
         return print(json.dumps(recipe_schema(), indent=1))
     if args.name:
         load_recipe(args.name)
-        return print(recipes()[args.name].read_text(), end="")
+        return print((recipes().get(args.name) or Path(args.name)).read_text("utf-8"), end="")
     for name, path in recipes().items():
         print(f"{name:20} {' '.join(yaml.safe_load(path.read_text())['about'].split())}")
 
@@ -240,6 +244,18 @@ def _domain_and_engine_options(c):
 
 
 # %% ../../nbs/cli/main.ipynb #c044
+def _reading_option(c):
+    "Which answers are read."
+    c.add_argument(
+        "--read",
+        choices=["marked", "sentence"],
+        default="marked",
+        help="marked (default): an answer that is boxed, or said as one; "
+        "sentence: where none is, from the last sentence too, counted apart",
+    )
+
+
+# %% ../../nbs/cli/main.ipynb #c046
 def _solving_options(c):
     "How problems are solved."
     c.add_argument(
@@ -257,6 +273,7 @@ def _solving_options(c):
     )
     c.add_argument("--top-p", type=float, default=0.95)
     c.add_argument("--seed", type=int, default=0)
+    _reading_option(c)
 
 
 def _solving(args):
@@ -265,22 +282,23 @@ def _solving(args):
     from psr_nb.recipe import domain_named
     from psr_nb.search import SearchSettings
 
-    s = EvalSettings(args.max_tokens, args.mode, args.samples, args.temperature, args.top_p, args.seed)
-    search = SearchSettings(
-        w=args.w,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        max_step_tokens=args.max_step_tokens,
-        on_tie="skip",
+    s = EvalSettings(
+        args.max_tokens, args.mode, args.samples, args.temperature, args.top_p, args.seed, args.read
     )
+    search = SearchSettings(on_tie="skip")
+    if args.mode == "search":
+        sampled = {"temperature": args.temperature, "top_p": args.top_p}
+        search = replace(search, w=args.w, max_step_tokens=args.max_step_tokens, **sampled)
     return Solving(domain_named(args.domain), s, search, allow_bad_gold=args.allow_bad_gold)
 
 
-# %% ../../nbs/cli/main.ipynb #c047
+# %% ../../nbs/cli/main.ipynb #c049
 def _figures_line(model: str, bench: str, a: dict) -> str:
     "What the table of accuracies doesn't say of a model on a benchmark."
     shares = [k for k in a if "@" in k and k + "_low" in a]
     more = [f", {k} {100 * a[k]:.1f} ({100 * a[k + '_low']:.1f}-{100 * a[k + '_high']:.1f})" for k in shares]
+    if "from_sentence" in a:
+        more.insert(0, f", {a['from_sentence']} read from the last sentence")
     return (
         f"{model}, {bench}: {a['n']} problems, {a['unread']} unread, {a['not_graded']} not graded, "
         f"{a['tokens_per_problem']:.0f} tokens and {a['steps_per_solution']:.1f} steps a problem"
@@ -297,15 +315,15 @@ def _difference_line(names: str, bench: str, c) -> str:
     )
 
 
-# %% ../../nbs/cli/main.ipynb #c050
+# %% ../../nbs/cli/main.ipynb #c052
 def evaluate_model(args):
     "psr_nb eval"
-    from psr_nb.evaluation.models import compare_models, evaluate_models
-    from psr_nb.statistics import accuracy_table, to_markdown_table
+    from psr_nb.evaluation.models import compare_models, evaluate_models, results_table
+    from psr_nb.statistics import to_markdown_table
 
     models = _named_models(args.model)
     results = evaluate_models(models, args.bench, args.out, _solving(args), args.limit, _engine(args))
-    print(to_markdown_table(accuracy_table(results)))
+    print(to_markdown_table(results_table(results)))
     for model, by_bench in results.items():
         for bench, figures in by_bench.items():
             print(_figures_line(model, bench, figures))
@@ -341,7 +359,7 @@ def _add_eval(add):
     _domain_and_engine_options(c)
 
 
-# %% ../../nbs/cli/main.ipynb #c058
+# %% ../../nbs/cli/main.ipynb #c060
 def _judged_with(args, path: str, tokenizer, domain, settings) -> dict:
     "What must be the same when a judge's evaluation is continued."
     from psr_nb.engine import fingerprint
@@ -368,7 +386,7 @@ def _judgement_bar(pairs: list):
     return bar, progress
 
 
-# %% ../../nbs/cli/main.ipynb #c062
+# %% ../../nbs/cli/main.ipynb #c064
 def evaluate_the_judge(args):
     "psr_nb judge-eval"
     from psr_nb.engines.choose import open_engine
@@ -405,7 +423,7 @@ def _add_judge_eval(add):
     _domain_and_engine_options(c)
 
 
-# %% ../../nbs/cli/main.ipynb #c066
+# %% ../../nbs/cli/main.ipynb #c068
 def _check_row(where: str, row, allow_bad_gold: bool):
     "InputError for a row that can't be graded."
     from psr_nb.maths.grade import gold_problem
@@ -414,6 +432,11 @@ def _check_row(where: str, row, allow_bad_gold: bool):
         raise InputError(f"{where}: no 'gold' in this row")
     if "answer" not in row and not isinstance(row.get("response"), str):
         raise InputError(f"{where}: neither 'answer' nor 'response' in this row")
+    tolerance = row.get("tolerance")
+    if tolerance is not None and (type(tolerance) not in (int, float) or not 0 <= tolerance < math.inf):
+        raise InputError(
+            f"{where}: the tolerance is {tolerance!r}; it should be a number that is not negative"
+        )
     problem = gold_problem(str(row["gold"]))
     if problem and not allow_bad_gold:
         raise InputError(
@@ -436,31 +459,45 @@ def _rows_to_grade(path: str, allow_bad_gold: bool) -> list[dict]:
     return [row for _, row in rows]
 
 
-# %% ../../nbs/cli/main.ipynb #c069
-def _graded(rows: list[dict], seconds: float, workers: int | None) -> Iterator[dict]:
+# %% ../../nbs/cli/main.ipynb #c071
+def _answer_in(row: dict, read: str) -> tuple[str | None, bool]:
+    "(the answer of a row, was it read from the last sentence of its response?)"
+    from psr_nb.maths.read import read_last_sentence, read_math_answer
+
+    if "answer" in row:
+        return None if row["answer"] is None else str(row["answer"]), False
+    marked = read_math_answer(row["response"])
+    if marked is not None or read == "marked":
+        return marked, False
+    answer = read_last_sentence(row["response"])
+    return answer, answer is not None
+
+
+def _graded(rows: list[dict], seconds: float, workers: int | None, read: str = "marked") -> Iterator[dict]:
     "The rows with 'equal' and 'note', a thousand at a time, as soon as they are graded."
     from psr_nb.maths.grade import grade_all
-    from psr_nb.maths.read import read_math_answer
 
-    def answer(row):
-        text = row["answer"] if "answer" in row else read_math_answer(row["response"])
-        return None if text is None else str(text)
-
-    pairs = [(str(row["gold"]), answer(row)) for row in rows]
     for i in range(0, len(rows), 1000):
-        verdicts = grade_all(pairs[i : i + 1000], seconds, workers)
-        for row, (equal, note) in zip(rows[i : i + 1000], verdicts, strict=True):
-            yield row | {"equal": equal, "note": note}
+        some = rows[i : i + 1000]
+        found = [_answer_in(row, read) for row in some]
+        pairs = [(str(row["gold"]), answer) for row, (answer, _) in zip(some, found, strict=True)]
+        verdicts = grade_all(pairs, seconds, workers, [row.get("tolerance") for row in some])
+        for row, (_, said), (equal, note) in zip(some, found, verdicts, strict=True):
+            yield row | {"equal": equal, "note": note} | ({"from_sentence": True} if said else {})
 
 
-# %% ../../nbs/cli/main.ipynb #c072
-def _grade_summary(notes: Counter, right: int) -> str:
-    "How many answers are equal, with an interval, and how that was decided."
+# %% ../../nbs/cli/main.ipynb #c074
+def _grade_summary(notes: Counter, right: int, sentences: Counter | None = None) -> str:
+    """How many answers are equal, with an interval, and how that was decided.
+
+    `sentences` counts right (True) and wrong answers that were read from last sentences."""
     from psr_nb.statistics import wilson
 
     n = notes.total()
     low, high = wilson(right, n)
     counts = ", ".join(f"{count} {note}" for note, count in notes.most_common())
+    if sentences and sentences.total():
+        counts += f"; {sentences.total()} read from the last sentence, {sentences[True]} of them equal"
     return f"{right} of {n} equal, {100 * right / n:.1f} % (95 % {100 * low:.1f}-{100 * high:.1f}); {counts}"
 
 
@@ -469,17 +506,18 @@ def grade(args):
     from tqdm import tqdm
 
     rows = _rows_to_grade(args.file, args.allow_bad_gold)
-    notes, right = Counter(), 0
+    notes, right, sentences = Counter(), 0, Counter()
     with tqdm(total=len(rows), disable=None, unit="answer") as bar:
-        for row in _graded(rows, args.seconds, args.workers):
+        for row in _graded(rows, args.seconds, args.workers, args.read):
             print(json.dumps(row, ensure_ascii=False))
             notes[row["note"]] += 1
             right += row["equal"]
+            sentences[row["equal"]] += "from_sentence" in row
             bar.update()
-    print(_grade_summary(notes, right), file=sys.stderr)
+    print(_grade_summary(notes, right, sentences), file=sys.stderr)
 
 
-# %% ../../nbs/cli/main.ipynb #c076
+# %% ../../nbs/cli/main.ipynb #c078
 def _add_grade(add):
     c = add(
         "grade",
@@ -487,15 +525,20 @@ def _add_grade(add):
         "grade a JSONL file of gold answers and answers; "
         "the rows, with 'equal' and 'note', on standard output",
     )
-    c.add_argument("file", help="rows with 'gold' and 'answer', or 'response' to read the answer from")
-    c.add_argument("--seconds", type=float, default=2.0, help="for one comparison (default %(default)s)")
+    file = (
+        "rows with 'gold' and 'answer', or 'response' to read the answer from; 'tolerance' where there is one"
+    )
+    c.add_argument("file", help=file)
+    seconds = "of the processor's time, for one comparison (default %(default)s)"
+    c.add_argument("--seconds", type=float, default=2.0, help=seconds)
     c.add_argument("--workers", type=int, help="processes (default: one for each core, at most 8)")
     c.add_argument(
         "--allow-bad-gold", action="store_true", help="count rows whose gold answer can't be graded as wrong"
     )
+    _reading_option(c)
 
 
-# %% ../../nbs/cli/main.ipynb #c079
+# %% ../../nbs/cli/main.ipynb #c081
 def _bench_dpo(args):
     "psr_nb bench dpo"
     from psr_nb.cli.bench import bench_dpo
@@ -511,7 +554,7 @@ def _bench_dpo(args):
     print(f"ratios above 1 are in favour of the tree; measured on {on}")
 
 
-# %% ../../nbs/cli/main.ipynb #c083
+# %% ../../nbs/cli/main.ipynb #c085
 def _search_figures(args) -> dict:
     "What `bench_search` measures with the settings of the command line."
     from psr_nb.cli.bench import bench_search
@@ -550,7 +593,7 @@ def _bench_search(args):
     print("measured on " + ", ".join(f"{k} {v}" for k, v in r["on"].items()))
 
 
-# %% ../../nbs/cli/main.ipynb #c086
+# %% ../../nbs/cli/main.ipynb #c088
 def _bench_search_options(c):
     "What is searched by `bench search`, and how."
     c.add_argument("--questions", help="search: question file or hub data set (default: the demo's)")
@@ -568,7 +611,7 @@ def _bench_search_options(c):
     c.add_argument("--domain", default="math", help="search: math (default), arithmetic, or module:NAME")
 
 
-# %% ../../nbs/cli/main.ipynb #c089
+# %% ../../nbs/cli/main.ipynb #c091
 def bench(args):
     "psr_nb bench"
     return _bench_search(args) if args.what == "search" else _bench_dpo(args)
@@ -597,7 +640,7 @@ def _add_bench(add):
     _engine_options(c)
 
 
-# %% ../../nbs/cli/main.ipynb #c092
+# %% ../../nbs/cli/main.ipynb #c094
 def report(args):
     "psr_nb report"
     from psr_nb.dashboard.figures import save_figures
@@ -626,7 +669,7 @@ def _add_report(add):
     c.add_argument("run", help="run folder")
 
 
-# %% ../../nbs/cli/main.ipynb #c097
+# %% ../../nbs/cli/main.ipynb #c099
 def _arm(run, given: str | None) -> str:
     "The arm asked for, or the first."
     if given not in (None, *run.recipe.arms):
@@ -650,7 +693,7 @@ def _judged_pairs(run, arm: str, args) -> dict:
     return {m: judged[m] for m in wanted}
 
 
-# %% ../../nbs/cli/main.ipynb #c101
+# %% ../../nbs/cli/main.ipynb #c103
 def rejudge_run(args):
     "psr_nb rejudge"
     from psr_nb.dashboard.rejudge import judge_agreement, judges, rejudge_in_child
@@ -683,7 +726,7 @@ def _add_rejudge(add):
     c.add_argument("--arm", help="arm of the run (default: the first)")
 
 
-# %% ../../nbs/cli/main.ipynb #c105
+# %% ../../nbs/cli/main.ipynb #c107
 def probe_run(args):
     "psr_nb probe"
     from psr_nb.dashboard.probe import probe_in_child, probe_summary, probe_table
@@ -721,7 +764,7 @@ def _add_probe(add):
     c.add_argument("--arm", help="arm of the run (default: the first)")
 
 
-# %% ../../nbs/cli/main.ipynb #c108
+# %% ../../nbs/cli/main.ipynb #c110
 _EXAMPLES = """examples:
   psr_nb demo                                   the whole loop on the embedded model, minutes on a laptop
   psr_nb recipes smollm2-gsm8k-cpu              what a recipe says
@@ -763,7 +806,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-# %% ../../nbs/cli/main.ipynb #c111
+# %% ../../nbs/cli/main.ipynb #c113
 def _fail(code: int, message) -> SystemExit:
     "What ends the program, after a line on standard error."
     print(f"psr_nb: {message}", file=sys.stderr)

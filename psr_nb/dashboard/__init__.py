@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/dashboard/names.ipynb #c003
 from importlib import import_module
+from importlib.util import find_spec
 
 from ..records import InputError
 
@@ -71,4 +72,5 @@ __all__ = sorted(set(_MODULE_OF) - {"RunExplorer"})
 
 def __dir__() -> list[str]:
     "Everything that can be imported from here."
-    return sorted({*globals(), *_MODULE_OF})
+    widgets = find_spec("anywidget") and find_spec("ipywidgets")
+    return sorted({*globals(), *_MODULE_OF} - (set() if widgets else {"RunExplorer"}))

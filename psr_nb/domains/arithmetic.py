@@ -252,6 +252,14 @@ def _read(text: str) -> str | None:
     return m[-1] if m else None
 
 
+def _last_number(text: str) -> str | None:
+    "The last number of the last line, for evaluations that read answers which aren't marked."
+    lines = text.strip().splitlines()
+    numbers = re.findall(r"\d+", lines[-1]) if lines else []
+    return numbers[-1] if numbers else None
+
+
+# %% ../../nbs/domains/arithmetic.ipynb #c046
 def _equal(gold: str, answer: str | None) -> tuple[bool, str]:
     "(same?, note), as `Domain` wants it."
     if answer is None:
@@ -259,10 +267,10 @@ def _equal(gold: str, answer: str | None) -> tuple[bool, str]:
     return gold == answer, "same text" if gold == answer else ""
 
 
-ARITHMETIC = Domain("arithmetic", _ask, _judge_prompt, lambda k: "\n", _read, _equal)
+ARITHMETIC = Domain("arithmetic", _ask, _judge_prompt, lambda k: "\n", _read, _equal, _last_number)
 
 
-# %% ../../nbs/domains/arithmetic.ipynb #c047
+# %% ../../nbs/domains/arithmetic.ipynb #c049
 def ift_row(problem: Problem, rng, slip: float = 0.55) -> IFTRow:
     "The hasty solution of a problem."
     steps = hasty_solution(problem, rng, slip)
@@ -283,7 +291,7 @@ def _history(problem: Problem, rng, k: int, wrong: float) -> tuple[list[str], in
     return steps, x
 
 
-# %% ../../nbs/domains/arithmetic.ipynb #c051
+# %% ../../nbs/domains/arithmetic.ipynb #c053
 class _Option(NamedTuple):
     "A candidate for the next step."
 
@@ -302,7 +310,7 @@ def _last_options(rng, x: int) -> tuple[_Option, _Option, str]:
     return _Option(f"answer {x}", x), wrong, f"need answer {x}."
 
 
-# %% ../../nbs/domains/arithmetic.ipynb #c055
+# %% ../../nbs/domains/arithmetic.ipynb #c057
 def _options(problem: Problem, rng, k: int, x: int) -> tuple[_Option, _Option, str]:
     "The right next step after `k` steps and a wrong one, and the start of the check; `x` is the total."
     if k == len(problem.meta["ops"]):
@@ -317,7 +325,7 @@ def _options(problem: Problem, rng, k: int, x: int) -> tuple[_Option, _Option, s
     return good, wrong, f"need {x}{op}{y}. {long_hand(x, op, y)} so {right}."
 
 
-# %% ../../nbs/domains/arithmetic.ipynb #c058
+# %% ../../nbs/domains/arithmetic.ipynb #c060
 def _place(problem: Problem, rng) -> tuple[int, list[str], int]:
     "Where a judgement is made: the number of steps before it, these steps, and their total."
     ops = problem.meta["ops"]
@@ -352,7 +360,7 @@ def eft_rows(problem: Problem, rng) -> list[EFTRow]:
     return rows
 
 
-# %% ../../nbs/domains/arithmetic.ipynb #c064
+# %% ../../nbs/domains/arithmetic.ipynb #c066
 def corpus(
     n: int,
     rng,
@@ -374,7 +382,7 @@ def corpus(
     return out
 
 
-# %% ../../nbs/domains/arithmetic.ipynb #c068
+# %% ../../nbs/domains/arithmetic.ipynb #c070
 _WORD = r" ?[A-Za-z]+|[0-9]|\[\[[AB]\]\]|[^A-Za-z0-9]"
 
 

@@ -7,7 +7,7 @@ __all__ = ["MATH", "ask_math", "judge_math"]
 
 # %% ../../nbs/domains/maths.ipynb #c003
 from ..maths.grade import math_equal
-from ..maths.read import read_math_answer
+from ..maths.read import read_last_sentence, read_math_answer
 from ..prompts import Domain, label, numbered
 
 
@@ -40,4 +40,6 @@ def _next_label(k: int) -> str:
     return f"\n{label(k + 1)}"
 
 
-MATH = Domain("math", ask_math, judge_math, _next_label, read_math_answer, math_equal)
+MATH = Domain(
+    "math", ask_math, judge_math, _next_label, read_math_answer, math_equal, read_sentence=read_last_sentence
+)

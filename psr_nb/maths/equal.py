@@ -9,8 +9,10 @@ __all__ = ["same", "equal"]
 import re
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import NamedTuple
 
 from psr_nb.maths.forms import (
+    COMMA,
     END,
     EQUALS,
     TEXT,
@@ -25,7 +27,7 @@ from psr_nb.maths.forms import (
 
 from .read import read_math_answer
 from .regions import INF, Interval, chain, merged, region
-from .units import quantity, same_unit
+from .units import measured_in_parts, quantity, same_unit
 from .values import close_enough, constant_value, expression, same_expression, values_at_points
 
 # %% ../../nbs/maths/equal.ipynb #c007
@@ -117,6 +119,43 @@ def _same_text(g, a, tolerance):
 
 
 # %% ../../nbs/maths/equal.ipynb #c020
+_INTEGER = (
+    r"(?:\\in\s*(?:\\mathbb\s*\{?\s*[ZN]\s*\}?|\\[ZN]|[ZN])(?:\s*[_^]\s*(?:\{[^{}]*\}|[+*\d]))?"
+    rf"|[{TEXT}\s]*is (?:an|any) integer|[{TEXT}\s]*are integers)"
+)
+
+_BEHIND = re.compile(
+    rf"(?:[,;(\s]|[{TEXT}])\s*[{TEXT}]?\s*(?:where |for (?:all |any |every |some |each )?|with )?"
+    rf"(?:integers? )?[{END}]?\s*[{TEXT}]?([a-zA-Z])[{END}]?\s*{_INTEGER}[{END}]?\s*\)?$"
+    rf"|[,;]?\s*[{TEXT}]\s*(?:where |for |with )?(?:some |any |all |every |each )integers?\s*"
+    rf"[{END}]?\s*([a-zA-Z])\s*[{END}]?$"
+    rf"|[,;]?\s*[{TEXT}]\s*for (?:all|any|every|each)(?: real| integer)?s?[^{END}]*[{END}]?"
+    r"\s*([a-zA-Z])?(?:\s*\\in.*)?$"
+)
+
+
+def _unqualified(s: str) -> tuple[str, str | None]:
+    "(an answer without what it says of its letters behind it, the letter that is an integer or None)."
+    m = _BEHIND.search(s) if re.search(r"\\in|integer|for ", s) else None
+    before = s[: m.start()].strip(" ,;(") if m else ""
+    letter = m.group(1) or m.group(2) if m else None
+    if not re.search(r"[\d=+*/^-]|\\pi", before) or letter and letter not in before:
+        return s, None
+    return before, letter
+
+
+@_rule
+def _same_unqualified(g, a, tolerance):
+    "What an answer says of its letters, behind a formula, doesn't count."
+    (x, letter), (y, other) = _unqualified(g), _unqualified(a)
+    if (x, y) == (g, a):
+        return None
+    if letter and other and letter != other and not re.search(rf"(?<![\\a-zA-Z]){letter}", y):
+        y = re.sub(rf"(?<![\\a-zA-Z]){other}(?![a-zA-Z])", letter, y)
+    return same(x, y, tolerance)
+
+
+# %% ../../nbs/maths/equal.ipynb #c023
 def _without_marks(s: str) -> str:
     return re.sub(rf"[{TEXT}{END}]", "", s).strip()
 
@@ -132,7 +171,7 @@ def _same_choices(g, a, tolerance):
     return sorted(g) == sorted(re.findall("[A-H]", a))
 
 
-# %% ../../nbs/maths/equal.ipynb #c023
+# %% ../../nbs/maths/equal.ipynb #c026
 _CHOSEN = re.compile(
     r"(?:(?:the )?(?:answer|option|choice)(?: is)?:?\s*)?"
     r"\(?\s*([A-Za-z])\s*"
@@ -149,10 +188,26 @@ def _same_choice(g, a, tolerance):
     if not choice:
         return None
     named = _CHOSEN.match(_without_marks(a))
-    return named.group(1).upper() == choice.group(1) if named else None
+    if not named:
+        return None
+    letter = named.group(1)
+    return (letter.upper() if letter.upper() <= "H" else letter) == choice.group(1)
 
 
-# %% ../../nbs/maths/equal.ipynb #c026
+# %% ../../nbs/maths/equal.ipynb #c029
+_LETTER_BEFORE = re.compile(rf"[{TEXT}]?\s*(?:\([A-H]\)|[A-H][).:])\s*[{END}]?\s*(?=\S)")
+
+
+@_rule
+def _same_after_letter(g, a, tolerance):
+    "Where the answer is a choice's letter and its value, and the gold answer is a value: is it that one?"
+    m = _LETTER_BEFORE.match(a)
+    if not m or _LETTER_BEFORE.match(g) or re.fullmatch(r"\(?[A-H]\)?", _without_marks(g)):
+        return None
+    return True if same(g, a[m.end() :], tolerance) else None
+
+
+# %% ../../nbs/maths/equal.ipynb #c032
 _MATRIX = re.compile(
     r"\\begin\s*\{([pbB]?matrix|smallmatrix|array)\}(?:\s*\{[^{}]*\})?(.*)\\end\s*\{\1\}",
     flags=re.S,
@@ -183,7 +238,7 @@ def _in_order(xs: list, ys: list, tolerance, compare=same) -> bool:
     return all(compare(x, y, tolerance) for x, y in pairs)
 
 
-# %% ../../nbs/maths/equal.ipynb #c030
+# %% ../../nbs/maths/equal.ipynb #c036
 @_rule
 def _same_matrix(g, a, tolerance):
     "Where at least one of the two is a matrix."
@@ -201,7 +256,17 @@ def _same_matrix(g, a, tolerance):
     return same_expression(g, a, tolerance)
 
 
-# %% ../../nbs/maths/equal.ipynb #c034
+# %% ../../nbs/maths/equal.ipynb #c040
+@_rule
+def _same_in_parts(g, a, tolerance):
+    "Where one of the two is a quantity in two units or more."
+    x, y = measured_in_parts(g), measured_in_parts(a)
+    if not x or not y or max(x[0], y[0]) < 2:
+        return None
+    return x[1:] == y[1:]
+
+
+# %% ../../nbs/maths/equal.ipynb #c043
 def _same_end(p: str, q: str, tolerance) -> bool:
     "Are two ends of intervals the same?"
     s, t = p.replace(" ", ""), q.replace(" ", "")
@@ -217,7 +282,7 @@ def _same_interval(i: Interval, j: Interval, tolerance) -> bool:
     return _same_end(i.low, j.low, tolerance) and _same_end(i.high, j.high, tolerance)
 
 
-# %% ../../nbs/maths/equal.ipynb #c037
+# %% ../../nbs/maths/equal.ipynb #c046
 @_rule
 def _same_region(g, a, tolerance):
     "Where both can be sets of real numbers, and one certainly is."
@@ -229,7 +294,7 @@ def _same_region(g, a, tolerance):
     return _in_order(merged(r.intervals), merged(q.intervals), tolerance, compare=_same_interval)
 
 
-# %% ../../nbs/maths/equal.ipynb #c041
+# %% ../../nbs/maths/equal.ipynb #c050
 def _matched(xs: list[str], ys: list[str], tolerance) -> bool:
     "Can every item of one list be paired with one of the other?"
     left = list(ys)
@@ -241,12 +306,95 @@ def _matched(xs: list[str], ys: list[str], tolerance) -> bool:
     return not left
 
 
+# %% ../../nbs/maths/equal.ipynb #c053
 def _contains(xs: list[str], ys: list[str], tolerance) -> bool:
     "Is every item of `xs`, the gold answer's, among `ys`?"
     return all(any(same(x, y, tolerance) for y in ys) for x in xs)
 
 
-# %% ../../nbs/maths/equal.ipynb #c045
+def _same_members(xs: list[str], ys: list[str], tolerance) -> bool:
+    "Is every item of one list in the other, however often?"
+    return _contains(xs, ys, tolerance) and all(any(same(x, y, tolerance) for x in xs) for y in ys)
+
+
+# %% ../../nbs/maths/equal.ipynb #c056
+class _Solutions(NamedTuple):
+    "The solutions of a system; the names are empty where an answer doesn't say them."
+
+    names: tuple[str, ...]
+    values: list[tuple[str, ...]]
+
+
+# %% ../../nbs/maths/equal.ipynb #c059
+_VARIABLE = re.compile(r"\\?[a-zA-Z](?:_\s*(?:\{\w+\}|\w))?|\\[a-z]+")
+
+_NAMES_BEFORE = re.compile(r"\(([^()=]+)\)\s*=\s*(?=\()")
+
+
+def _assigned(pieces: list[str]) -> _Solutions | None:
+    "The solutions in `x=1`, `y=2`, `x=3`, `y=4`, or None."
+    found = [{}]
+    for piece in pieces:
+        name, value = _sides(piece) or ("", "")
+        if not _VARIABLE.fullmatch(name) or len(split_parts(piece, EQUALS)) > 2:
+            return None
+        name = re.sub(r"[{}\s]", "", name)
+        if name in found[-1]:
+            found.append({})
+        found[-1][name] = value
+    names = tuple(found[0])
+    if len(names) < 2 or any(set(one) != set(names) for one in found):
+        return None
+    return _Solutions(names, [tuple(one[name] for name in names) for one in found])
+
+
+def _pairs(pieces: list[str]) -> _Solutions | None:
+    "The solutions in `(x,y)=(1,2)`, `(3,4)`, or None."
+    names, values = (), []
+    for piece in pieces:
+        if m := _NAMES_BEFORE.match(piece):
+            names = tuple(name.strip() for name in m.group(1).split(","))
+            piece = piece[m.end() :]
+        kind, items = items_of(piece) or ("", [])
+        if kind != "(tuple" or names and len(names) != len(items):
+            return None
+        values.append(tuple(items))
+    return _Solutions(names, values)
+
+
+# %% ../../nbs/maths/equal.ipynb #c062
+def _solutions(s: str) -> _Solutions | None:
+    "The solutions of a system that an answer says, or None."
+    if r"\begin" in s:
+        s = re.sub(r"\\(?:begin|end)\s*\{cases\}", " ", s).replace(r"\\", ",")
+    pieces = [piece for piece in split_parts(s, COMMA) if piece]
+    return _assigned(pieces) or _pairs(pieces)
+
+
+def _in_names(found: _Solutions, names: tuple[str, ...]) -> list[str]:
+    "Solutions as tuples of values in the order of these names, which is theirs if they have none."
+    order = [found.names.index(name) for name in names] if found.names else range(len(names))
+    return ["(" + ", ".join(values[k] for k in order) + ")" for values in found.values]
+
+
+# %% ../../nbs/maths/equal.ipynb #c065
+@_rule
+def _same_solutions(g, a, tolerance):
+    "Where both are solutions of a system, and one says the names of its variables."
+    if "=" not in g + a:
+        return None
+    x, y = _solutions(g), _solutions(a)
+    if not x or not y:
+        return None
+    names = x.names or y.names
+    if sorted(names) != sorted(y.names or names) or any(len(v) != len(names) for v in x.values + y.values):
+        return False
+    if all(len(name) == 1 for name in names):
+        names = tuple(sorted(names))
+    return _same_members(_in_names(x, names), _in_names(y, names), tolerance)
+
+
+# %% ../../nbs/maths/equal.ipynb #c069
 def _same_collection(g: tuple[str, list], a: tuple[str, list], tolerance) -> bool:
     "Are two (kind, items) the same?"
     (kind, xs), (other, ys) = g, a
@@ -257,14 +405,13 @@ def _same_collection(g: tuple[str, list], a: tuple[str, list], tolerance) -> boo
         if "set" in (kind, other):
             return False
         return _in_order(xs, ys, tolerance) or kind == "list" and _matched(xs, ys, tolerance)
-    if kind == other == "set":
-        if not _contains(xs, ys, tolerance):
-            return False
-        return all(any(same(x, y, tolerance) for x in xs) for y in ys)
+    tuples = all("tuple" in (items_of(item) or [""])[0] for item in xs + ys)
+    if kind == other == "set" or tuples:
+        return _same_members(xs, ys, tolerance)
     return _matched(xs, ys, tolerance)
 
 
-# %% ../../nbs/maths/equal.ipynb #c049
+# %% ../../nbs/maths/equal.ipynb #c073
 _NOTHING = {
     "emptyset",
     "varnothing",
@@ -295,7 +442,7 @@ def _is_nothing(s: str) -> bool:
     return " ".join(_words(s)) in _NOTHING
 
 
-# %% ../../nbs/maths/equal.ipynb #c052
+# %% ../../nbs/maths/equal.ipynb #c076
 def _comma_as_point(s: str) -> str:
     "A number such as `3,5` with a point; `3,500` and other groups of thousands stay."
     return re.sub(r"^([-+]?\d+),(?!(?<![-+]0,)(?<!^0,)\d{3}$)(\d+)$", r"\1.\2", s)
@@ -312,7 +459,7 @@ def _same_with_commas(g: str, a: str) -> bool:
     return _words(g) == _words(a) and re.search("[a-z]{3}", g.lower()) is not None
 
 
-# %% ../../nbs/maths/equal.ipynb #c056
+# %% ../../nbs/maths/equal.ipynb #c080
 def _one_against_several(g: str, a: str, tolerance) -> bool:
     "Are two answers the same, of which exactly one has several items?"
     x, y = items_of(g), items_of(a)
@@ -339,7 +486,7 @@ def _same_items(g, a, tolerance):
     return _one_against_several(g, a, tolerance) if x or y else None
 
 
-# %% ../../nbs/maths/equal.ipynb #c060
+# %% ../../nbs/maths/equal.ipynb #c084
 @_rule
 def _same_member(g, a, tolerance):
     r"Where the answer says `x \in` something."
@@ -347,7 +494,7 @@ def _same_member(g, a, tolerance):
     return same(g, a[m.end() :], tolerance) if m else None
 
 
-# %% ../../nbs/maths/equal.ipynb #c063
+# %% ../../nbs/maths/equal.ipynb #c087
 def _proportional(p, q) -> bool:
     "Is p/q the same number wherever it is looked at?"
     points = values_at_points(p, q)
@@ -371,41 +518,72 @@ def _multiples(x: _Pair, y: _Pair) -> bool:
     return _proportional(p, q)
 
 
-# %% ../../nbs/maths/equal.ipynb #c067
+# %% ../../nbs/maths/equal.ipynb #c091
 def _value_like(s: str) -> bool:
     "Is it a number, or a formula without variables?"
     x = expression(s)
     return x is not None and constant_value(x) is not None
 
 
+_FUNCTION = re.compile(r"[a-zA-Z](?:\^\{?-1\}?)?'?\s*\([a-z]\)")
+
+
 def _same_two_equations(x: _Pair, y: _Pair, tolerance) -> bool:
     "Are two equations, as (left, right), the same?"
     if _named(x[0]) and _named(y[0]):
-        ignored = rf"[{TEXT}{END}\s{{}}]"
-        if re.sub(ignored, "", x[0]) == re.sub(ignored, "", y[0]):
+        names = [re.sub(rf"[{TEXT}{END}\s{{}}]", "", left) for left in (x[0], y[0])]
+        graph = "y" in names and any(_FUNCTION.fullmatch(name) for name in names)
+        if names[0] == names[1] or graph:
             return same(x[1], y[1], tolerance)
         if _value_like(x[1]) and _value_like(y[1]):
             return False
     return _multiples(x, y)
 
 
-# %% ../../nbs/maths/equal.ipynb #c070
+# %% ../../nbs/maths/equal.ipynb #c094
+def _unsolved(left: str, right: str) -> bool:
+    r"Is it an equation for an unknown, such as `2x = 10` or `x+y-3 = 0`, and not the value of something?"
+    import sympy
+
+    if _named(left) or TEXT in left:
+        return False
+    x = expression(left)
+    if not isinstance(x, sympy.Expr) or not x.free_symbols:
+        return False
+    return right.strip() == "0" or len(x.free_symbols) == 1 and x.is_polynomial()
+
+
+def _said(s: str, tolerance) -> str | None:
+    "What an equation or a chain says that something is; None if it doesn't hold or is still to be solved."
+    *before, last = split_parts(s, EQUALS)
+    if _VARIABLE.fullmatch(last) and _value_like(before[0]):  # 5 = x
+        return before[0]
+    if _unsolved(before[0], last):
+        return None
+    if decimal := re.fullmatch(r"-?\d*\.(\d+)", quantity(last)[0]):
+        tolerance = max(tolerance or 0, 10.0 ** -len(decimal.group(1)))  # 10/3 = 3.33
+    numbers = [part for part in before if TEXT not in part and not _named(part) and _value_like(part)]
+    return last if all(same(part, last, tolerance) for part in numbers) else None
+
+
+# %% ../../nbs/maths/equal.ipynb #c097
 @_rule
 def _same_equation(g, a, tolerance):
     "Where at least one of the two is an equation."
     x, y = _sides(g), _sides(a)
     if x and y:
         return _same_two_equations(x, y, tolerance)
-    if x:
-        return _named(x[0]) and same(x[1], a, tolerance)
-    if y:
-        left, right = y
-        holds = _named(left) or not _value_like(left) or same(left, right, tolerance)
-        return holds and same(g, right, tolerance)
-    return None
+    if not x and not y:
+        return None
+    if x and not _named(x[0]) and not _value_like(x[0]):
+        return False
+    said = _said(g if x else a, tolerance)
+    if said is None:
+        return False
+    return same(said, a, tolerance) if x else same(g, said, tolerance)
 
 
-# %% ../../nbs/maths/equal.ipynb #c073
+# %% ../../nbs/maths/equal.ipynb #c100
 @_rule
 def _same_inequality(g, a, tolerance):
     "Where both are inequalities."
@@ -419,7 +597,7 @@ def _same_inequality(g, a, tolerance):
     return bool(verify([x], [y], timeout_seconds=None))
 
 
-# %% ../../nbs/maths/equal.ipynb #c076
+# %% ../../nbs/maths/equal.ipynb #c103
 def _opened(s: str) -> str | None:
     "What stands in the parentheses that hold the whole text, or None."
     brackets = bracketed(s)
@@ -436,13 +614,14 @@ def _same_in_parentheses(g, a, tolerance):
     return same(g, inside, tolerance) if inside is not None else None
 
 
-# %% ../../nbs/maths/equal.ipynb #c079
+# %% ../../nbs/maths/equal.ipynb #c106
 @_rule
 def _same_words(g, a, tolerance):
     "The same words, and no formula among them."
     u, v = _words(g), _words(a)
-    formula = re.search(r"[=+*/^_\d-]|\\frac|\\sqrt", g + a)
-    if u and u == v and re.search("[a-z]{2}", " ".join(u)) and not formula:
+    formula = re.search(r"[=+*/^_\d-]|\\[a-zA-Z]", g + a)
+    letters = 2 if TEXT in g + a else 3  # two letters may be a product
+    if u and u == v and not formula and (u == ["no"] or re.search(f"[a-z]{{{letters}}}", " ".join(u))):
         return True
     return None
 
@@ -455,7 +634,7 @@ def _same_nothing(g, a, tolerance):
     return None
 
 
-# %% ../../nbs/maths/equal.ipynb #c083
+# %% ../../nbs/maths/equal.ipynb #c110
 _BASES = dict(
     zip(
         "two three four five six seven eight nine ten twelve sixteen".split(),
@@ -466,13 +645,14 @@ _BASES = dict(
 
 
 def _in_base(s: str) -> _Pair | None:
-    "(digits, base) of a number such as `204_5`, or None."
+    "(digits, base) of a number such as `204_5`, or None; the base may also be a name."
     bare = re.sub(rf"[{TEXT}{END}(){{}}\s]", "", s)
-    m = re.fullmatch(r"([0-9A-Fa-f.]+)_(\w+)", bare)
+    m = re.fullmatch(r"(-?(?=.*\d.*_|[A-F]{2})[0-9A-Fa-f.]+)_(\w+)", bare)
     if not m:
-        return None
-    digits, base = m.groups()
-    return digits.upper(), _BASES.get(base, base)
+        return None  # also A_2, a name
+    digits, base = m.group(1).upper(), _BASES.get(m.group(2), m.group(2))
+    highest = max(int(digit, 16) for digit in re.findall(r"\w", digits))
+    return None if base.isdigit() and highest >= int(base) else (digits, base)
 
 
 @_rule
@@ -486,7 +666,7 @@ def _same_in_base(g, a, tolerance):
     return join_digits(a).replace(" ", "") == gold[0]
 
 
-# %% ../../nbs/maths/equal.ipynb #c086
+# %% ../../nbs/maths/equal.ipynb #c113
 _MIXED = re.compile(
     r"(-?)\s*(\d+)\s*\\frac\s*\{(\d+)\}\s*\{(\d+)\}"  # 1\frac{1}{2}
     r"|(-?)\s*(\d+)(?:\s+|-|\s*\+\s*)(\d+)\s*/\s*(\d+)"  # 1 1/2, 1-1/2, 1+1/2
@@ -516,7 +696,7 @@ def _repeating(s: str) -> Fraction | None:
     return -value if sign else value
 
 
-# %% ../../nbs/maths/equal.ipynb #c089
+# %% ../../nbs/maths/equal.ipynb #c116
 def _number(s: str) -> Fraction | None:
     "The exact value of a plain number, a mixed one or a repeating decimal, or None."
     for kind in (_repeating, _mixed):
@@ -527,25 +707,45 @@ def _number(s: str) -> Fraction | None:
 
 
 def _clock(s: str) -> tuple[str, str | None] | None:
-    "(time, 'am', 'pm' or None), or None if it is no time."
+    "(time, 'am', 'pm' or None) of `3:30`, `3:30 p.m.` or `8 a.m.`, or None if it is no time."
     bare = re.sub(rf"[{TEXT}{END}\s.]", "", s).lower()
-    m = re.fullmatch(r"(\d{1,2}:\d{2})([ap]m)?", bare)
-    return m.groups() if m else None
+    m = re.fullmatch(r"0?(\d{1,2})(:\d{2})?([ap]m)?", bare)
+    if not m or not (m.group(2) or m.group(3)):
+        return None
+    return m.group(1) + (m.group(2) or ":00"), m.group(3)
 
 
-# %% ../../nbs/maths/equal.ipynb #c092
+# %% ../../nbs/maths/equal.ipynb #c119
+def _of_24(clock: tuple[str, str | None]) -> tuple[str, str | None]:
+    "A time of a 24-hour clock, `20:00`, as one of a 12-hour clock."
+    time, half = clock
+    hour, minute = time.split(":")
+    return (f"{int(hour) - 12}:{minute}", "pm") if int(hour) > 12 and not half else clock
+
+
+@_rule
+def _same_time(g, a, tolerance):
+    "Where both are times."
+    x, y = _clock(g), _clock(a)
+    if not x or not y:
+        return None
+    if x[1] or y[1]:
+        x, y = _of_24(x), _of_24(y)
+    return x[0] == y[0] and (x[1] == y[1] or None in (x[1], y[1]))
+
+
+# %% ../../nbs/maths/equal.ipynb #c122
 _COLON = re.compile(r"\s*:\s*")
 
 
 @_rule
 def _same_ratio(g, a, tolerance):
-    "Where both have a colon: times, or ratios."
+    "Where both are ratios."
     if ":" not in g or ":" not in a:
         return None
-    if _clock(g) and _clock(a):
-        (time, half), (other, other_half) = _clock(g), _clock(a)
-        return time == other and (half == other_half or None in (half, other_half))
     xs, ys = split_parts(g, _COLON), split_parts(a, _COLON)
+    if len(xs) < 2 or len(ys) < 2:  # also where a bracket that is never closed hides the colon
+        return None
     x, y = [_number(part) for part in xs], [_number(part) for part in ys]
     if None in x or None in y or not all(y):
         return _in_order(xs, ys, tolerance)
@@ -562,7 +762,7 @@ def _only_words(g, a, tolerance):
     return False if words and len(" ".join(_words(g))) > 1 else None
 
 
-# %% ../../nbs/maths/equal.ipynb #c096
+# %% ../../nbs/maths/equal.ipynb #c125
 def _for_sympy(s: str, value: Fraction | None) -> str:
     r"A mixed number or a repeating decimal as a `\frac`, anything else as it is."
     if value is None or rational(s) is not None:
@@ -577,13 +777,15 @@ def _same_number(g: str, a: str, tolerance) -> bool:
         return same_expression(_for_sympy(g, x), _for_sympy(a, y), tolerance)
     if x == y:
         return True
+    if "." not in g + a and not tolerance:
+        return False  # both are exact, however many digits they have
     import sympy
 
     values = [sympy.Rational(v.numerator, v.denominator) for v in (x, y)]
     return close_enough(*values, join_digits(g).strip(), join_digits(a).strip(), tolerance)
 
 
-# %% ../../nbs/maths/equal.ipynb #c100
+# %% ../../nbs/maths/equal.ipynb #c129
 def _same_percentage(g: _Pair, a: _Pair, tolerance) -> bool | None:
     "For two quantities, of which at least one is in percent."
     (x, unit), (y, other) = g, a
@@ -617,7 +819,7 @@ def _same_angle(g: _Pair, a: _Pair, tolerance) -> bool | None:
     return None
 
 
-# %% ../../nbs/maths/equal.ipynb #c103
+# %% ../../nbs/maths/equal.ipynb #c132
 @_rule
 def _same_quantity(g, a, tolerance):
     "A number or formula, perhaps with a unit."
@@ -630,7 +832,34 @@ def _same_quantity(g, a, tolerance):
     return same_unit(unit, other) and _same_number(x, y, tolerance)
 
 
-# %% ../../nbs/maths/equal.ipynb #c109
+# %% ../../nbs/maths/equal.ipynb #c138
+_FORMULA = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", flags=re.S)
+
+_JOINED = re.compile(r"\s*(?:,|;|,?\s*(?:and|or)\b)\s*")
+
+
+_LEADS_IN = re.compile(r"(?:\bis|\bare|\banswer|:)\s*$", flags=re.I)
+
+_TURNS_ROUND = re.compile(
+    r"(?:\bnot|n't|\bthan|\bleast|\bmost|\bexcept|\bover|\bunder|\bbelow|\babove)\s*$", flags=re.I
+)
+
+
+def _last_formulas(answer: str) -> str | None:
+    """The last formula in a sentence, with those that are joined to it as a list. None where there is no
+    sentence or no formula, or where the word before it turns it round: "not", "less than"."""
+    run, start = [], len(answer)
+    for m in reversed(list(_FORMULA.finditer(answer))):
+        if run and not _JOINED.fullmatch(answer[m.end() : start]):
+            break
+        run.insert(0, next(filter(None, m.groups())))
+        start = m.start()
+    before = answer[:start]
+    sentence = len(_words(_FORMULA.sub(" ", answer))) > 2 or _LEADS_IN.search(before)
+    return ", ".join(run) if run and sentence and not _TURNS_ROUND.search(before) else None
+
+
+# %% ../../nbs/maths/equal.ipynb #c141
 _OPENING = re.compile(r"\s*(?:\\\{|[(\[])")
 
 
@@ -643,17 +872,30 @@ def _readings(answer: str) -> Iterator[str]:
     said = read_math_answer(answer)
     if said and said != answer:
         yield cleaned(said)
-    formulas = re.findall(r"\$\$?([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", answer, flags=re.S)
-    around = re.sub(r"\$[^$]*\$|\\\(.+?\\\)|\\\[.+?\\\]", " ", answer, flags=re.S)
-    if formulas and len(_words(around)) > 2:
-        yield cleaned(next(filter(None, formulas[-1])))
+    if formulas := _last_formulas(answer):
+        yield cleaned(formulas)
+
+
+# %% ../../nbs/maths/equal.ipynb #c145
+def _same_or_error(g: str, a: str, tolerance, errors: list[Exception]) -> bool:
+    "`same`, but an error is False and is added to a list."
+    try:
+        return same(g, a, tolerance)
+    except (TypeError, RecursionError) as e:
+        errors.append(e)
+        return False
 
 
 def equal(gold: str, answer: str, tolerance: float | None = None) -> bool:
-    "Are two answers the same?"
+    "Are two answers the same? Raises what went wrong only if no reading of the answer is right."
     g = cleaned(gold)
     golds = [g]
     if not _OPENING.match(g) and join_digits(g) != g:
         golds.append(join_digits(g))
-    readings = dict.fromkeys(_readings(answer))
-    return any(same(x, y, tolerance) for y in readings for x in golds)
+    errors = []
+    for reading in dict.fromkeys(_readings(answer)):
+        if any(_same_or_error(x, reading, tolerance, errors) for x in golds):
+            return True
+    if errors:
+        raise errors[0]
+    return False

@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "GREEK",
     "TEXT",
     "END",
     "COMMA",
@@ -51,18 +52,32 @@ _SIGNS = str.maketrans(
         "½": r"\frac{1}{2}",
         "¼": r"\frac{1}{4}",
         "¾": r"\frac{3}{4}",
-        "θ": r"\theta ",
         "ℝ": r"\mathbb{R}",
+        "ℤ": r"\mathbb{Z}",
+        "ℕ": r"\mathbb{N}",
         "\0": " ",
         "⟨": "(",
         "⟩": ")",
     }
 )
 
+GREEK = dict(
+    zip(
+        "αβγδεζηθλμρστφψω",
+        "alpha beta gamma delta epsilon zeta eta theta lambda mu rho sigma tau phi psi omega".split(),
+        strict=True,
+    )
+)
+
+_SIGNS |= {ord(letter): f"\\{name} " for letter, name in GREEK.items()}
+
+_SIGNS |= {ord(low): f"_{digit}" for digit, low in enumerate("₀₁₂₃₄₅₆₇₈₉")}
+
 
 def _plain_characters(answer: str) -> str:
     "Signs as LaTeX commands, every kind of space as a space, and nothing that can't be seen."
-    s = re.sub(r"√\s*(\d+|[a-zA-Z])", r"\\sqrt{\1}", answer).translate(_SIGNS)
+    s = re.sub(r"√\s*(\d+|[a-zA-Z])", r"\\sqrt{\1}", answer)
+    s = re.sub(r"(?<=\d)(?=[ckd]?m[²³])", " ", s).translate(_SIGNS)  # 5m² is an area
     kept = []
     for c in unicodedata.normalize("NFKC", s):
         if c.isspace():
@@ -96,10 +111,13 @@ _WRAPPERS_AND_SPACES = [
         " ",
     ),
     (r"(\d)\s*(?:\{,\}|,?\s*\\[!,]|\\ |~)\s*(?=\d{3}(?!\d))", r"\1,"),  # thousands: 16,\!386
-    (rf"(?<!\\)\\[!,;:> ]|{command('q?quad')}|~", " "),
+    (r"(?<!\\)\\[!,;:> ]|\\q?quad|~", " "),  # also `\quadx`, as some data sets have it
 ]
 
+_GREEK_WORDS = "|".join(name for name in GREEK.values() if name != "psi") + "|pi"  # psi is a pressure
+
 _WORDS = [
+    (rf"(?<![\\a-zA-Z])({_GREEK_WORDS})(?![a-zA-Z])", r"\\\1 "),
     (rf"\\(?:{_FONTS})\s*\{{([^{{}}]*)\}}", rf"{TEXT}\1{END}"),
     (r"\\(?:rm|bf|it)\s+|^\s*\*\*|\*\*\s*$", " "),
     (rf"^\s*{TEXT}({_NO_MARK}*\d{_NO_MARK}*){END}\s*$", r"\1"),  # all of it is text
@@ -148,11 +166,18 @@ _RULES = [
     ]
 ]
 
-
 # %% ../../nbs/maths/forms.ipynb #c015
+_DOUBLED = re.compile(
+    r"\\\\(?=(?:[dt]?frac|sqrt|leq?|geq?|neq?|cdot|times|pm|pi|infty|in|cup"
+    r"|text|mathbb|boxed|left|right)(?![a-zA-Z]))"
+)
+
+
 def cleaned(answer: str) -> str:
     r"An answer with its typesetting taken off; what stood in `\text{}` is between the marks TEXT and END."
     s = _plain_characters(answer)
+    if r"\begin" not in s:
+        s = _DOUBLED.sub(r"\\", s)
     money = s.count("$") - s.count(r"\$") == 1
     s = re.sub(r"(?<!\\)\$", r"\\$" if money else " ", s)
     for pattern, new in _RULES:
@@ -214,6 +239,8 @@ def split_parts(
     found: list | None = None,  # the first group of every separator is added to it
 ) -> list[str]:
     "Split at the separators that stand in no bracket."
+    if not separators.search(s):
+        return [s.strip()]
     out, depth, at = [""], 0, 0
     while at < len(s):
         separator = separators.match(s, at)

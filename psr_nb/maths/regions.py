@@ -43,10 +43,28 @@ def _open(low: str, high: str) -> Interval:
 
 LINE = _open(MINUS_INF, INF)
 
+
 # %% ../../nbs/maths/regions.ipynb #c012
+def _height(end: str) -> float:
+    "An end's place on the line; nan if it is not a number."
+    s = end.replace(" ", "").lstrip("+")
+    if INF in s:
+        return float("-inf") if s.startswith("-") else float("inf")
+    exact = rational(s)
+    if exact is not None:
+        return float(exact)
+    x = expression(end)
+    value = constant_value(x) if x is not None else None
+    try:
+        return float(value)
+    except (TypeError, ValueError):  # None, or not real
+        return math.nan
+
+
+# %% ../../nbs/maths/regions.ipynb #c015
 _FLIP = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", r"\ne": r"\ne"}
 
-_NAME = re.compile(r"\\?[a-zA-Z](?:_\{?\w+\}?)?|\\(?:alpha|beta|theta|lambda|mu)")
+_NAME = re.compile(r"\\?[a-zA-Z](?:_\{?\w+\}?)?(?:\([a-z]\))?|\\(?:alpha|beta|theta|lambda|mu)")
 
 
 def chain(s: str) -> tuple[list, list] | None:
@@ -57,11 +75,11 @@ def chain(s: str) -> tuple[list, list] | None:
 
 
 def _is_name(term: str) -> bool:
-    r"Is a term the name of a variable, such as `x`, `x_1` or `\theta`?"
+    r"Is a term the name of a variable or of a function's value, such as `x_1`, `\theta` or `f(x)`?"
     return bool(_NAME.fullmatch(term.strip()))
 
 
-# %% ../../nbs/maths/regions.ipynb #c015
+# %% ../../nbs/maths/regions.ipynb #c018
 def _one_sign(left: str, sign: str, right: str) -> Region | None:
     "The region of an inequality such as `x < 3` or `3 > x`, or None."
     two_names = _is_name(left) and _is_name(right)
@@ -79,7 +97,7 @@ def _one_sign(left: str, sign: str, right: str) -> Region | None:
     return Region(left, intervals, True)
 
 
-# %% ../../nbs/maths/regions.ipynb #c018
+# %% ../../nbs/maths/regions.ipynb #c021
 def _two_signs(terms: list[str], signs: list[str]) -> Region | None:
     "The region of an inequality such as `0 < x < 1` or `1 > x > 0`, or None."
     if set(signs) <= {">", r"\ge"}:
@@ -92,17 +110,39 @@ def _two_signs(terms: list[str], signs: list[str]) -> Region | None:
     return Region(name, [Interval(low, has_low, high, has_high)], True)
 
 
+# %% ../../nbs/maths/regions.ipynb #c024
+_BARS = re.compile(r"\|\s*(\\?[a-zA-Z])\s*(?:([-+])\s*([\d.]+|\\frac\{\d+\}\{\d+\})\s*)?\|")
+
+
+def _from_distance(left: str, sign: str, right: str) -> Region | None:
+    "The region of `|x| < 3`, `3 > |x|` or `|x - 2| \\ge 1`, or None."
+    if not _BARS.fullmatch(left):
+        left, right = right, left
+        sign = _FLIP[sign]
+    m = _BARS.fullmatch(left)
+    if not m or sign == r"\ne" or not 0 < _height(right) < math.inf:
+        return None
+    name, side, middle = m.groups()
+    middle = f"{'-' if side == '+' else ''}{middle}" if middle else ""
+    low, high = f"{middle}-({right})", f"{middle}+({right})" if middle else right
+    if sign in ("<", r"\le"):
+        return Region(name, [Interval(low, sign == r"\le", high, sign == r"\le")], True)
+    outside = [Interval(MINUS_INF, False, low, sign == r"\ge"), Interval(high, sign == r"\ge", INF, False)]
+    return Region(name, outside, True)
+
+
 def _from_inequality(s: str) -> Region | None:
     "The region of an inequality about one name, or None."
     terms, signs = chain(s) or ([], [])
     if len(signs) == 1:
-        return _one_sign(terms[0], signs[0], terms[1])
+        by_distance = _from_distance(terms[0], signs[0], terms[1])
+        return by_distance or _one_sign(terms[0], signs[0], terms[1])
     if len(signs) == 2:
         return _two_signs(terms, signs)
     return None
 
 
-# %% ../../nbs/maths/regions.ipynb #c021
+# %% ../../nbs/maths/regions.ipynb #c027
 _IN_REALS = r"\\in\s*(?:\\mathbb\s*\{?R\}?|R)\s*"
 
 _CONDITION = re.compile(rf"\s*(\\?[a-zA-Z]\w*)\s*(?:{_IN_REALS})?(?:\||:|\\mid)\s*(.*)", flags=re.S)
@@ -136,21 +176,41 @@ def _from_brackets(opening: str, inside: str, closing: str) -> Region | None:
     return Region("", [interval], certain)
 
 
-# %% ../../nbs/maths/regions.ipynb #c025
-def _height(end: str) -> float:
-    "An end's place on the line; nan if it is not a number."
-    s = end.replace(" ", "").lstrip("+")
-    if INF in s:
-        return float("-inf") if s.startswith("-") else float("inf")
-    exact = rational(s)
-    if exact is not None:
-        return float(exact)
-    x = expression(end)
-    value = constant_value(x) if x is not None else None
-    try:
-        return float(value)
-    except (TypeError, ValueError):  # None, or not real
-        return math.nan
+# %% ../../nbs/maths/regions.ipynb #c031
+_MEMBER = re.compile(rf"[{TEXT}]?(\\?[a-zA-Z]\w*)[{END}]?\s*{command('in')}\s*")
+
+_WITHOUT = re.compile(rf"\s*{command('setminus')}\s*|\s*\\backslash\s*")
+
+_HALF_LINES = {
+    "+": Interval("0", False, INF, False),
+    "-": Interval(MINUS_INF, False, "0", False),
+    ">0": Interval("0", False, INF, False),
+    "<0": Interval(MINUS_INF, False, "0", False),
+    r"\ge0": Interval("0", True, INF, False),
+    r"\le0": Interval(MINUS_INF, False, "0", True),
+    "positive": Interval("0", False, INF, False),
+    "negative": Interval(MINUS_INF, False, "0", False),
+}
+
+_HALF = re.compile(
+    r"(?:\\mathbb\s*\{?\s*R\s*\}?|\\R|R)\s*[_^]\s*\{?\s*([-+]|(?:<|>|\\[gl]e)\s*0)\s*\}?"
+    rf"|[{TEXT}]?\s*(?:all )?(positive|negative) real(?:s| numbers)\s*[{END}]?"
+)
+
+
+def _half_line(s: str) -> Region | None:
+    r"The region of `\mathbb{R}^+`, `\mathbb{R}_{\ge 0}` or `all positive real numbers`, or None."
+    m = _HALF.fullmatch(s)
+    if not m:
+        return None
+    said = (m.group(1) or m.group(2)).replace(" ", "")
+    return Region("", [_HALF_LINES[said]], True)
+
+
+# %% ../../nbs/maths/regions.ipynb #c034
+_REALS = re.compile(
+    rf"\\mathbb\s*\{{?\s*R\s*\}}?|[{TEXT}]?\s*all real (?:numbers)?\s*[{END}]?|\\R|R",
+)
 
 
 def _union(pieces: list[str]) -> Region | None:
@@ -165,16 +225,6 @@ def _union(pieces: list[str]) -> Region | None:
     return Region("".join(names), intervals, True)
 
 
-# %% ../../nbs/maths/regions.ipynb #c029
-_MEMBER = re.compile(rf"[{TEXT}]?(\\?[a-zA-Z]\w*)[{END}]?\s*{command('in')}\s*")
-
-_WITHOUT = re.compile(rf"\s*{command('setminus')}\s*|\s*\\backslash\s*")
-
-_REALS = re.compile(
-    rf"\\mathbb\s*\{{?\s*R\s*\}}?|[{TEXT}]?\s*all real (?:numbers)?\s*[{END}]?|\\R|R",
-)
-
-
 def _line_without(line: str, holes: str) -> Region | None:
     r"The region of `\mathbb{R} \setminus \{1, 2\}`, or None."
     whole, brackets = region(line), bracketed(holes)
@@ -186,6 +236,7 @@ def _line_without(line: str, holes: str) -> Region | None:
     return Region(whole.variable, intervals, True)
 
 
+# %% ../../nbs/maths/regions.ipynb #c036
 def region(s: str) -> Region | None:
     "The set of real numbers that an answer describes; None for anything else."
     s = s.strip()
@@ -203,13 +254,15 @@ def region(s: str) -> Region | None:
         return _line_without(*pieces)
     if _REALS.fullmatch(s):
         return Region("", [LINE], s != "R")
+    if half := _half_line(s):
+        return half
     if inequality := _from_inequality(s):
         return inequality
     brackets = bracketed(s)
     return _from_brackets(*brackets) if brackets else None
 
 
-# %% ../../nbs/maths/regions.ipynb #c033
+# %% ../../nbs/maths/regions.ipynb #c042
 def _apart(first: Interval, second: Interval) -> bool:
     "Is there a number between two intervals, of which the first begins first?"
     end, start = _height(first.high), _height(second.low)
@@ -222,7 +275,7 @@ def _reaches_further(second: Interval, first: Interval) -> bool:
     return b > a or b == a and second.has_high
 
 
-# %% ../../nbs/maths/regions.ipynb #c037
+# %% ../../nbs/maths/regions.ipynb #c046
 def _start(i: Interval) -> tuple:
     "Where an interval starts; one that holds its end is before one that doesn't."
     return _height(i.low), not i.has_low

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..maths.grade import gold_problem
 from psr_nb.questions.read import (
     FORMAT,
     as_problem,
@@ -25,6 +24,8 @@ from psr_nb.questions.read import (
     shard_files,
     source_rows,
 )
+
+from ..maths.grade import gold_problem
 from ..records import InputError, Problem
 
 
