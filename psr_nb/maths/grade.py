@@ -100,6 +100,16 @@ def _each_equal(gold: str, answer: str, tolerance: float | None) -> bool:
     return all(same(g, value, tolerance) for value in several[1])
 
 
+def _gold_said_twice(gold: str, answer: str, tolerance: float | None) -> bool:
+    "Is the gold answer one value written in several ways, and the answer that value?"
+    several, a = items_of(cleaned(gold)), cleaned(answer)
+    if not several or several[0] != "list" or items_of(a):
+        return False
+    first, *others = several[1]
+    written_anew = len(set(several[1])) == len(several[1]) > 1  # 2, 2 are two roots
+    return written_anew and all(same(first, value) for value in others) and same(first, a, tolerance)
+
+
 # %% ../../nbs/maths/grade.ipynb #c018
 class _OutOfTime(BaseException):
     "No Exception, as rules may catch those."
@@ -125,7 +135,8 @@ def verdict(gold: str, answer: str, tolerance: float | None, seconds: float) -> 
     "(same?, note) of one pair. For the main thread of a process: it sets signals."
     try:
         _set_alarms(seconds)
-        found = equal(gold, answer, tolerance) or _each_equal(gold, answer, tolerance)
+        rules = (equal, _each_equal, _gold_said_twice)
+        found = any(rule(gold, answer, tolerance) for rule in rules)
         _set_alarms(0)
         return found, "symbolic"
     except _OutOfTime:
