@@ -19,7 +19,7 @@ from .domains.arithmetic import ARITHMETIC
 from .domains.maths import MATH
 from .dpo import DPOSettings
 from .engine import EngineSettings
-from .evaluate import EvalSettings
+from .evaluate import EvalSettings, Solving, refuse_unreadable
 from .files import packaged
 from .judge import JudgeSettings
 from .pairs import PairSettings
@@ -108,7 +108,7 @@ def as_recipe(row: dict) -> Recipe:
     if r.sft.batch_size % min(r.sft.micro_batch, r.sft.batch_size):
         said = f"{r.sft.batch_size} is no multiple of micro_batch {r.sft.micro_batch}"
         raise InputError(f"sft.batch_size: {said}")
-    domain_named(r.domain)
+    refuse_unreadable(Solving(domain_named(r.domain), r.evaluate))
     return r
 
 
