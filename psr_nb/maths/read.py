@@ -125,8 +125,10 @@ _UNIT = re.compile(
     r"\s*(?:\\text\{[^{}]*\}|[A-Za-z$€°'’²³]+(?:\^\{?-?\d\}?)?\.?(?:/[A-Za-z]+)?|/\s*[A-Za-z]+)"
 )
 _STOP = re.compile(
-    r"(?:because|since|which|so|as|when|if|while|where|after|before|who|for|in|at|that|with|to|by|from|on|given"
-    r"|due|hence|thus|therefore|and|or|but|an?|is|are|was|were|left|will|total|altogether|each|every|more|this"
+    r"(?:because|since|which|so|as|when|if|while|where|after|before|who|for|in|at"
+    r"|that|with|to|by|from|on|given"
+    r"|due|hence|thus|therefore|and|or|but|an?|is|are|was|were|left|will|total"
+    r"|altogether|each|every|more|this"
     r"|then|i|we)\b",
     flags=re.I,
 )
@@ -147,7 +149,8 @@ def _with_unit(s: str, end: int) -> int:
 
 # %% ../../nbs/maths/read.ipynb #c024
 _MEASURE = (
-    r"(?:h|hrs?|hours?|min(?:ute)?s?|sec(?:ond)?s?|feet|foot|ft|in|inch(?:es)?|yards?|miles?|k?m|cm|mm|k?g|pounds?"
+    r"(?:h|hrs?|hours?|min(?:ute)?s?|sec(?:ond)?s?|feet|foot|ft|in|inch(?:es)?|yards?"
+    r"|miles?|k?m|cm|mm|k?g|pounds?"
     r"|lbs?|oz|ounces?|years?|months?|weeks?|days?|dollars?|cents?|gallons?|quarts?|pints?|cups?)\b"
 )
 _COMPOUND = re.compile(rf"{_DIGITS}\s?{_MEASURE}(?:,?\s{_DIGITS}\s?{_MEASURE})+")  # 3 feet 6 inches
@@ -385,7 +388,8 @@ def _undenied(clause: str) -> str | None:
 
 
 _ABOUT_IT = re.compile(  # "found by multiplying 9 by 2"; "found to be 18" says it
-    r"(?:found|obtained|calculated|computed|derived|based|correct|reasonable|rounded|expressed|written|simplified"
+    r"(?:found|obtained|calculated|computed|derived|based|correct|reasonable|rounded"
+    r"|expressed|written|simplified"
     r"|consistent|verified|confirmed|wrong|incorrect)\b(?:.*?(?:\bto be\b|\bis\b|\bas\b|=|:)(?P<value>.*))?",
     flags=re.I | re.S,
 )
