@@ -27,12 +27,9 @@ NOTEBOOKS = ROOT / "nbs"
 # Public functions that no example can call in its own process, and what tests them.
 ELSEWHERE = {
     "psr_nb.jobs.child_main": "the entry point of a child process: every job that an example runs",
-    "psr_nb.run.engine_job": "runs in a child process: the small run of 14_run",
-    "psr_nb.run.train_job": "runs in a child process: the small run of 14_run",
     "psr_nb.dashboard.rejudge.rejudge_job": "runs in a child process: rejudge_in_child",
     "psr_nb.dashboard.probe.probe_job": "runs in a child process: probe_in_child",
     "psr_nb.engines.transformers.from_gguf": "needs a GGUF file: make smollm2, for the slow tests",
-    "psr_nb.cli.bench.measure": "runs in a child process: bench_dpo",
 }
 
 

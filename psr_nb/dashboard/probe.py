@@ -14,17 +14,15 @@ __all__ = [
 ]
 
 # %% ../../nbs/dashboard/probe.ipynb #c003
-import json
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 
 from ..engine import Engine, seed_of
-from ..files import append_jsonl, iter_jsonl, read_jsonl, write_whole
+from ..files import append_jsonl, iter_jsonl, read_jsonl, write_jsonl
 from ..questions.contamination import same_question
 from ..recipe import domain_named
 from ..records import InputError, Problem
@@ -85,7 +83,7 @@ def probe_questions(run: Run, given: list[Problem]) -> list[Problem]:
         )
     _refuse_trained_on(run, kept)
     if not path.is_file():
-        write_whole(path, "".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in kept))
+        write_jsonl(path, kept)
     return kept
 
 

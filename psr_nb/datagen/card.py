@@ -24,7 +24,7 @@ from statistics import mean
 
 import pandas as pd
 
-from ..files import write_whole
+from ..files import write_jsonl, write_whole
 from ..prompts import Domain, label, numbered
 from ..records import EFTRow, IFTRow, InputError
 from ..statistics import to_markdown_table
@@ -133,17 +133,7 @@ def data_card(
     return "\n".join(parts)
 
 
-# %% ../../nbs/datagen/card.ipynb #c023
-def _jsonl(path: Path, rows: list):
-    "Write a whole JSONL file of records or dicts."
-    lines = []
-    for row in rows:
-        plain = row if isinstance(row, dict) else asdict(row)
-        lines.append(json.dumps(plain, ensure_ascii=False) + "\n")
-    write_whole(path, "".join(lines))
-
-
-# %% ../../nbs/datagen/card.ipynb #c026
+# %% ../../nbs/datagen/card.ipynb #c024
 _IFT_ABOUT = (
     "Worked solutions cut into steps; joined together, the steps are the solution again, "
     "and its final answer is boxed."
@@ -166,9 +156,9 @@ def write_ift(
         counted = ", ".join(f"{n} {reason}" for reason, n in reasons)
         example = f"{rejects[0].where}: {rejects[0].detail}"
         raise InputError(f"no solution passed the check: {counted}; for example {example}")
-    _jsonl(out / "train.jsonl", rows)
-    _jsonl(out / "trl.jsonl", trl_ift(rows, domain))
-    _jsonl(out / "rejected.jsonl", rejects)
+    write_jsonl(out / "train.jsonl", rows)
+    write_jsonl(out / "trl.jsonl", trl_ift(rows, domain))
+    write_jsonl(out / "rejected.jsonl", rejects)
     steps = [len(r.steps) for r in rows]
     facts = {"steps a solution": f"{mean(steps):.2f}", "one step only": sum(n == 1 for n in steps)}
     origin = replace(origin, settings=origin.settings | facts)
@@ -178,7 +168,7 @@ def write_ift(
     return table
 
 
-# %% ../../nbs/datagen/card.ipynb #c032
+# %% ../../nbs/datagen/card.ipynb #c030
 _EFT_ABOUT = "Pairs of candidate next steps, an explanation, and a verdict; train and test share no question."
 
 
@@ -193,7 +183,7 @@ def _balance_table(splits: dict[str, list[EFTRow]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-# %% ../../nbs/datagen/card.ipynb #c035
+# %% ../../nbs/datagen/card.ipynb #c033
 def write_eft(
     out: str | Path,
     judged: list[Judged],
@@ -209,11 +199,11 @@ def write_eft(
     kept, fell = filtered(judged)
     train, test = split(kept, s)
     table = filter_table(len(judged), fell)
-    _jsonl(out / "train.jsonl", train)
-    _jsonl(out / "test.jsonl", test)
-    _jsonl(out / "trl.jsonl", trl_eft(train, domain))
-    _jsonl(out / "trl_preferences.jsonl", trl_preferences(train, domain))
-    _jsonl(out / "fell.jsonl", fell)
+    write_jsonl(out / "train.jsonl", train)
+    write_jsonl(out / "test.jsonl", test)
+    write_jsonl(out / "trl.jsonl", trl_eft(train, domain))
+    write_jsonl(out / "trl_preferences.jsonl", trl_preferences(train, domain))
+    write_jsonl(out / "fell.jsonl", fell)
     tables = {}
     if counts:
         tables["Candidates"] = pd.DataFrame(counts.items(), columns=["what", "number"])
@@ -226,7 +216,7 @@ def write_eft(
     return table
 
 
-# %% ../../nbs/datagen/card.ipynb #c043
+# %% ../../nbs/datagen/card.ipynb #c041
 _NOT_UPLOADED = ["answers.jsonl*", "trees.jsonl", "*.lock", "*.part"]
 
 
