@@ -17,7 +17,8 @@ from psr_nb.engine import EngineSettings, generate, load_tokenizer
 from psr_nb.engines.transformers import TransformersEngine, load_model
 from psr_nb.engines.vllm import VLLMEngine
 from psr_nb.files import packaged
-from psr_nb.prompts import encode, prompt_ids
+from psr_nb.texts.chat import prompt_ids
+from psr_nb.texts.tokens import encode
 from psr_nb.questions.read import load_problems
 from psr_nb.records import InputError, Request, Sampling
 
@@ -172,7 +173,7 @@ LITTLE = """
 import resource
 from psr_nb.engine import generate
 from psr_nb.engines.transformers import TransformersEngine
-from psr_nb.prompts import prompt_ids
+from psr_nb.texts.chat import prompt_ids
 from psr_nb.files import packaged
 from psr_nb.records import Request, Sampling
 # in float64 no draw hangs on rounding
@@ -259,7 +260,7 @@ def test_common_beginnings_are_computed_once(vllm):
 
 KILLED = """
 import os, signal
-from psr_nb.prompts import prompt_ids
+from psr_nb.texts.chat import prompt_ids
 from psr_nb.files import packaged
 from psr_nb.records import Request, Sampling
 from psr_nb.engine import EngineError, EngineSettings

@@ -14,7 +14,7 @@ BIN = Path(sys.executable).parent
 LOOP = (
     "records files prompts engine judge search pairs sft tree dpo statistics evaluate recipe jobs run".split()
 )
-FOUNDATIONS = {"maths", "domains", "questions", "engines"}
+FOUNDATIONS = {"maths", "domains", "questions", "engines", "texts"}
 OUTER = {"evaluation", "datagen", "studies", "dashboard", "cli"}
 MAY_READ = {"dashboard": {"evaluation", "studies"}, "cli": OUTER}
 
