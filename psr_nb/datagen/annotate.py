@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Reply', 'reply_key', 'answers_in', 'ask_engine', 'ServerSettings', 'prompt_estimate', 'estimate', 'estimate_line',
-           'ask_server', 'check_server']
+           'unkeyed', 'masked', 'ask_server', 'check_server']
 
 # %% ../../nbs/datagen/annotate.ipynb #c003
 import fcntl
@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
 
 from ..engine import Engine, seed_of
 from ..files import append_jsonl, read_jsonl
@@ -212,6 +214,38 @@ def _client(s: ServerSettings):
         ) from e
 
 # %% ../../nbs/datagen/annotate.ipynb #c040
+def _secrets(s: ServerSettings) -> list[str]:
+    "The key and the address's password, as they are and as they stand in an address."
+    password = urlsplit(s.base_url or "").password or ""
+    found = [os.environ.get(s.key_from, "").strip(), unquote(password)]
+    written = [form for secret in found for form in (secret, quote(secret, safe=""))]
+    return sorted({x for x in written if len(x) >= 6}, key=len, reverse=True)
+
+
+def unkeyed(text: str, s: ServerSettings) -> str:
+    "A text without the server's own key and password."
+    for secret in _secrets(s):
+        text = text.replace(secret, "***")
+    return text
+
+# %% ../../nbs/datagen/annotate.ipynb #c042
+_NAMED = r"(?i)((?:authorization|api[-_]?key|access_token|password|secret)['\"]?\s*[:=]\s*['\"]?)"
+_CREDENTIALS = (
+    (r"(?<=://)[^\s/@'\"]+(?=@)", "***"),  # of an address
+    (_NAMED + r"((?:bearer|basic)\s+)?[^\s'\"&,;}]+", r"\1\2***"),
+    (r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{6,}", r"\1 ***"),
+    (r"\b(sk|pk|hf|gsk|xai)[-_][\w-]{8,}", r"\1-***"),  # as providers write their keys
+)
+
+
+def masked(text: str, s: ServerSettings) -> str:
+    "The text of an error without anything that looks like a credential."
+    text = unkeyed(text, s)
+    for pattern, instead in _CREDENTIALS:
+        text = re.sub(pattern, instead, text)
+    return text
+
+# %% ../../nbs/datagen/annotate.ipynb #c047
 def _content(choice: dict) -> str:
     "The text of a response's choice. TypeError if there is none."
     text = choice["message"]["content"]
@@ -228,21 +262,21 @@ def _reply(key: str, prompt: str, body: str, s: ServerSettings) -> Reply:
         data = json.loads(body)
         choice = data["choices"][0]
         usage = data.get("usage") or {}
-        text = _content(choice)
+        text = unkeyed(_content(choice), s)
         return Reply(
             key,
             prompt,
             text,
-            finish_reason=str(choice.get("finish_reason") or ""),
+            finish_reason=unkeyed(str(choice.get("finish_reason") or ""), s),
             prompt_tokens=int(usage.get("prompt_tokens", prompt_estimate(prompt))),
             output_tokens=int(usage.get("completion_tokens", prompt_estimate(text))),
             model=s.model,
         )
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as e:
-        what = f"another format ({type(e).__name__}: {str(e)[:60]}): {body[:80]!r}"
-        raise _Again(what, billed=True) from e
+        why, got = masked(str(e), s)[:60], masked(body, s)[:80]
+        raise _Again(f"another format ({type(e).__name__}: {why}): {got!r}", billed=True) from None
 
-# %% ../../nbs/datagen/annotate.ipynb #c044
+# %% ../../nbs/datagen/annotate.ipynb #c051
 def _seconds(header: str | None) -> float:
     "Seconds in a retry-after header; 0 where it holds no number."
     try:
@@ -251,31 +285,36 @@ def _seconds(header: str | None) -> float:
         return 0.0
 
 
-def _said(e) -> str:
+def _said(e, s: ServerSettings) -> str:
     "Status and words of an error response, on one line."
-    words = " ".join(e.response.text.split())
+    words = " ".join(masked(e.response.text, s).split())
     return f"{e.status_code} {words[:160]}"
 
-# %% ../../nbs/datagen/annotate.ipynb #c046
+# %% ../../nbs/datagen/annotate.ipynb #c053
+def _address(client, s: ServerSettings) -> str:
+    "The server's address, as it may be shown."
+    return masked(str(client.base_url), s)
+
+
 def _wrong_key(client, s: ServerSettings, e) -> InputError:
     "The error of a server that doesn't know the key."
-    return InputError(f"{client.base_url} refused the key in {s.key_from} ({_said(e)})")
+    return InputError(f"{_address(client, s)} refused the key in {s.key_from} ({_said(e, s)})")
 
-
+# %% ../../nbs/datagen/annotate.ipynb #c055
 def _refusal(client, s: ServerSettings, e) -> str:
     "Why this prompt was refused. _Again if a later try may help, InputError if no prompt will be answered."
     if e.status_code in (408, 409, 429) or e.status_code >= 500:
-        raise _Again(f"{e.status_code}", _seconds(e.response.headers.get("retry-after"))) from e
+        raise _Again(f"{e.status_code}", _seconds(e.response.headers.get("retry-after"))) from None
     if e.status_code in (401, 403):
-        raise _wrong_key(client, s, e) from e
+        raise _wrong_key(client, s, e) from None
     if e.status_code in (402, 404, 405):
         raise InputError(
-            f"{client.base_url} has no model {s.model!r} for us, "
-            f"or is not an OpenAI-compatible server ({_said(e)})"
-        ) from e
-    return f"refused: {_said(e)}"
+            f"{_address(client, s)} has no model {s.model!r} for us, "
+            f"or is not an OpenAI-compatible server ({_said(e, s)})"
+        ) from None
+    return f"refused: {_said(e, s)}"
 
-# %% ../../nbs/datagen/annotate.ipynb #c050
+# %% ../../nbs/datagen/annotate.ipynb #c059
 def _call(client, key: str, prompt: str, s: ServerSettings) -> Reply:
     """One try; a Reply with a problem if the prompt was refused.
 
@@ -287,15 +326,16 @@ def _call(client, key: str, prompt: str, s: ServerSettings) -> Reply:
     try:
         raw = chat.create(model=s.model, messages=messages, extra_body=s.decoding())
         return _reply(key, prompt, raw.http_response.text, s)
-    except openai.APITimeoutError as e:
-        raise _Again(f"time-out after {s.timeout:g} s", billed=True) from e
+    except openai.APITimeoutError:
+        raise _Again(f"time-out after {s.timeout:g} s", billed=True) from None
     except openai.APIConnectionError as e:
         reached = type(e.__cause__).__name__ != "ConnectError"
-        raise _Again(f"no connection ({e.__cause__ or e})", billed=reached) from e
+        why = masked(str(e.__cause__ or e), s)
+        raise _Again(f"no connection ({why})", billed=reached) from None
     except openai.APIStatusError as e:
         return Reply(key, prompt, None, model=s.model, problem=_refusal(client, s, e))
 
-# %% ../../nbs/datagen/annotate.ipynb #c054
+# %% ../../nbs/datagen/annotate.ipynb #c063
 class _Pace:
     "Says when the next request may begin."
 
@@ -316,7 +356,7 @@ class _Pace:
         with self.lock:
             self.next = max(self.next, time.monotonic() + seconds)
 
-# %% ../../nbs/datagen/annotate.ipynb #c057
+# %% ../../nbs/datagen/annotate.ipynb #c066
 class _Asker:
     "Asks a server for answers, keeps each in the file, and counts what went wrong."
 
@@ -390,7 +430,7 @@ class _Asker:
                 return self.keep(reply)
         return self.keep(self.none(key, prompt, f"gave up: {why}"))
 
-# %% ../../nbs/datagen/annotate.ipynb #c061
+# %% ../../nbs/datagen/annotate.ipynb #c070
 _GONE = ("gave up: no connection", "gave up: time-out")
 
 
@@ -402,7 +442,7 @@ def _first(asker: _Asker, todo: list[tuple[str, str]]) -> list[tuple[str, str]]:
     asker.reserved = asker.most(prompt)
     reply = asker.ask(key, prompt, tries=min(3, asker.s.tries))
     asker.reserved = 0
-    problem, where = reply.problem or "", asker.client.base_url
+    problem, where = reply.problem or "", _address(asker.client, asker.s)
     why = problem.removeprefix("gave up: ")
     if problem.startswith(_GONE):
         raise InputError(f"nothing answers at {where} ({why}); is the server running and the address right?")
@@ -410,18 +450,18 @@ def _first(asker: _Asker, todo: list[tuple[str, str]]) -> list[tuple[str, str]]:
         raise InputError(f"{where} answers, but not as an OpenAI-compatible server does; {why}")
     return todo if problem.startswith("gave up") else todo[1:]
 
-# %% ../../nbs/datagen/annotate.ipynb #c065
+# %% ../../nbs/datagen/annotate.ipynb #c074
 def _listen(asker: _Asker, reply: Reply):
     "InputError when as many replies in a row as are under way found nobody there."
     gone = (reply.problem or "").startswith(_GONE)
     asker.silent = asker.silent + 1 if gone else 0
     if asker.silent >= asker.s.concurrency:
         raise InputError(
-            f"{asker.client.base_url} can't be reached any more; what was answered is in {asker.path}. "
+            f"{_address(asker.client, asker.s)} can't be reached any more; what was answered is in {asker.path}. "
             "Start the same command again when it's back"
         )
 
-# %% ../../nbs/datagen/annotate.ipynb #c068
+# %% ../../nbs/datagen/annotate.ipynb #c077
 def _start(asker: _Asker, pool: ThreadPoolExecutor, waiting: list, under_way: dict):
     "Begin as many of the waiting prompts as concurrency and budget allow; {future: tokens reserved for it}."
     while waiting and len(under_way) < asker.s.concurrency:
@@ -452,7 +492,7 @@ def _rest(asker: _Asker, todo: list[tuple[str, str]], progress: Callable[[str, i
     for key, prompt in waiting:
         asker.answers[key] = asker.none(key, prompt, "budget spent")
 
-# %% ../../nbs/datagen/annotate.ipynb #c072
+# %% ../../nbs/datagen/annotate.ipynb #c081
 def _faults_line(asker: _Asker) -> str:
     "What went wrong, counted, in a sentence."
     counted = (f"{n} x {what}" for what, n in asker.faults.most_common())
@@ -487,7 +527,7 @@ def ask_server(
             say(_faults_line(asker))
         return [answers[k] for k in keys]
 
-# %% ../../nbs/datagen/annotate.ipynb #c078
+# %% ../../nbs/datagen/annotate.ipynb #c087
 def check_server(s: ServerSettings) -> None:
     "InputError if nobody answers at the server's address, or it doesn't know the key."
     import openai
@@ -500,11 +540,11 @@ def check_server(s: ServerSettings) -> None:
         except openai.APIConnectionError as e:
             if not tries:
                 raise InputError(
-                    f"nothing answers at {client.base_url} ({e.__cause__ or e}); "
+                    f"nothing answers at {_address(client, s)} ({masked(str(e.__cause__ or e), s)}); "
                     "is the server running and the address right?"
-                ) from e
+                ) from None
             time.sleep(s.backoff)
         except openai.APIStatusError as e:
             if e.status_code == 401:
-                raise _wrong_key(client, s, e) from e
+                raise _wrong_key(client, s, e) from None
             return
