@@ -34,6 +34,7 @@ from psr_nb.sft import (
     Progress,
     TrainSettings,
     context_of,
+    done_before,
     fit,
     fitting,
     lora,
@@ -41,6 +42,8 @@ from psr_nb.sft import (
 )
 
 from .engine import load_tokenizer
+from .engines.load import length_border, pad_id
+from .engines.scores import Routers, agrees, learn_rows, router_off, without_dropout
 from .engines.transformers import load_model
 from .files import read_jsonl
 from .records import InputError, StepPair, as_settings, settings
@@ -153,6 +156,15 @@ def _one_by_one(pairs: list[dict], pad: int, size: int) -> list[tuple[list[dict]
 
 
 # %% ../nbs/09_dpo.ipynb #c024
+_NO_BORDER = 1 << 60
+
+
+def _length(pair: dict) -> int:
+    "Tokens of the longer text of a pair."
+    steps = pair["chosen_ids"], pair["rejected_ids"]
+    return len(pair["prompt_ids"]) + max(map(len, steps))
+
+
 def _micro_batch(pairs: list[dict], batch: dict, share: float) -> dict:
     "TRL's columns, their share of the optimizer step, and the pairs' names for messages."
     if "ref" in pairs[0]:
@@ -162,13 +174,21 @@ def _micro_batch(pairs: list[dict], batch: dict, share: float) -> dict:
     return {"batch": batch, "share": share, "names": names}
 
 
-def _collate(steps: list[dict], pad: int, s: DPOSettings, rank: int = 0, world: int = 1) -> dict:
+# %% ../nbs/09_dpo.ipynb #c027
+def _collate(
+    steps: list[dict],
+    pad: int,
+    s: DPOSettings,
+    rank: int = 0,
+    world: int = 1,
+    border: int = _NO_BORDER,
+) -> dict:
     "An optimizer step as micro-batches, those of process `rank` of `world`; every process gets as many."
     pairs = steps[0]["pairs"]
-    if s.packing == "tree":
-        groups = _by_tree(pairs, pad, s.tree_tokens)
-    else:
-        groups = _one_by_one(pairs, pad, s.micro_batch)
+    trees = [p for p in pairs if s.packing == "tree" and _length(p) <= border]
+    others = [p for p in pairs if s.packing != "tree" or _length(p) > border]
+    groups = _by_tree(trees, pad, s.tree_tokens)
+    groups += _one_by_one(others, pad, s.micro_batch)
     parts = [_micro_batch(group, batch, world * len(group) / len(pairs)) for group, batch in groups]
     mine = parts[rank::world]
     idle = (mine or parts)[0] | {"share": 0.0}
@@ -176,7 +196,7 @@ def _collate(steps: list[dict], pad: int, s: DPOSettings, rank: int = 0, world: 
     return {"micro": mine + [idle] * missing}
 
 
-# %% ../nbs/09_dpo.ipynb #c028
+# %% ../nbs/09_dpo.ipynb #c031
 class _StepBatches:
     "For a DPOTrainer whose rows are whole optimizer steps of pairs that are token ids already."
 
@@ -216,7 +236,7 @@ class _StepBatches:
         return rows
 
 
-# %% ../nbs/09_dpo.ipynb #c032
+# %% ../nbs/09_dpo.ipynb #c035
 _UNKNOWN = ("entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy")  # need the whole vocabulary
 
 
@@ -227,11 +247,34 @@ def _chosen_nll(log_probs: torch.Tensor, completion_mask: torch.Tensor) -> torch
     return per_token.mean()
 
 
+def _times(inputs: dict) -> torch.Tensor:
+    "How often each token of a micro-batch counts where routers are balanced: in how many texts it stands."
+    return inputs["tree"]["times"] if "tree" in inputs else inputs["attention_mask"]
+
+
+# %% ../nbs/09_dpo.ipynb #c038
+def _check_alike(trainer) -> None:
+    "InputError if log-ratios aren't 0 although policy and reference are one model still."
+    found, rounding = trainer._metrics["train"], trainer.args.bf16 or trainer.args.fp16
+    for side in ("chosen", "rejected"):
+        off = abs(found[f"rewards/{side}"][-1]) / trainer.beta
+        size = max(1, abs(found[f"logps/{side}"][-1]))
+        if off > size * (3e-2 if rounding else 1e-5):
+            raise InputError(
+                "before the first update policy and reference are one model, but their log-probabilities "
+                f"of the {side} steps differ by {off:.3g} in a batch with {', '.join(trainer.names)}: this "
+                "model draws at random in training (dropout, noise), and DPO would learn that; take another"
+            )
+
+
+# %% ../nbs/09_dpo.ipynb #c041
 class _StepLoss:
     "For a DPOTrainer whose batch is an optimizer step, as `_collate` makes it."
 
     share, names = 1.0, ()  # of the micro-batch under way
     nll_weight, trees = 0.0, False
+    routers, router_weight = None, 0.0
+    alike = False  # are policy and reference one model before the first update?
 
     def log(self, logs, start_time=None):
         "A tree's metrics that need the whole vocabulary aren't known, and are not logged as 0."
@@ -260,13 +303,17 @@ class _StepLoss:
 
         with self._on_its_own():
             loss = super().compute_loss(remembering, inputs)
-        if self.nll_weight:
-            loss = loss + self.nll_weight * _chosen_nll(outputs[0].log_probs, inputs["completion_mask"])
         if not torch.isfinite(loss):
             raise InputError(
                 f"the DPO loss is {loss.item()} in a batch with {', '.join(self.names)}; "
                 "lower dpo.learning_rate, or look at these pairs"
             )
+        if self.alike and not self.state.global_step:
+            _check_alike(self)
+        if self.nll_weight:
+            loss = loss + self.nll_weight * _chosen_nll(outputs[0].log_probs, inputs["completion_mask"])
+        if self.routers:
+            loss = loss + self.router_weight * self.routers.loss(_times(inputs))
         return loss * self.share
 
     @contextlib.contextmanager
@@ -281,7 +328,7 @@ class _StepLoss:
                 self.accelerator.__dict__.pop(name, None)
 
 
-# %% ../nbs/09_dpo.ipynb #c035
+# %% ../nbs/09_dpo.ipynb #c045
 @functools.cache
 def _trainer_class():
     "TRL's DPOTrainer with the two classes above mixed in."
@@ -290,7 +337,7 @@ def _trainer_class():
     return type("StepDPOTrainer", (_StepLoss, _StepBatches, DPOTrainer), {})
 
 
-# %% ../nbs/09_dpo.ipynb #c038
+# %% ../nbs/09_dpo.ipynb #c048
 def _fault(p: StepPair, vocabulary: int, tokenizer) -> str | None:
     "Why a pair can't be trained on; None if it can."
     if not p.chosen_ids or not p.rejected_ids or not p.prompt_ids:
@@ -319,7 +366,7 @@ def _check(pairs: list[StepPair], vocabulary: int, tokenizer) -> None:
             raise InputError(f"pair of {p.trajectory_id} step {p.step}: {fault}")
 
 
-# %% ../nbs/09_dpo.ipynb #c041
+# %% ../nbs/09_dpo.ipynb #c051
 def _lengths(pairs: list[StepPair], limit: int) -> tuple[list[StepPair], int]:
     "(pairs that fit, number of those too long, which are left out with a warning before training starts)."
 
@@ -336,37 +383,83 @@ def _lengths(pairs: list[StepPair], limit: int) -> tuple[list[StepPair], int]:
     return kept, too_long
 
 
-# %% ../nbs/09_dpo.ipynb #c044
-def _with_trees(trainer, pairs: list[StepPair], s: DPOSettings) -> DPOSettings:
+# %% ../nbs/09_dpo.ipynb #c054
+def _plain_models(trainer) -> list:
+    "The causal language models of policy and reference, without PEFT's wrapper."
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    policy = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+    return [m for m in (policy, trainer.ref_model) if m is not None]
+
+
+def _with_trees(models: list, pairs: list[StepPair], s: DPOSettings) -> DPOSettings:
     "Let policy and reference take trees; if they can't, warn and fall back to packing 'pairs'."
-    if s.packing != "tree":
+    if s.packing != "tree" or not pairs:
         return s
-    base = trainer.accelerator.unwrap_model(trainer.model)
-    base = base.get_base_model() if hasattr(base, "get_base_model") else base
-    for model in (base, trainer.ref_model):
-        if model is not None:
-            learn_trees(model)
+    for model in models:
+        learn_trees(model)
 
     def length(group):
         return max(len(p.prompt_ids) + len(p.chosen_ids) for p in group)
 
     longest = max(_by_trajectory(pairs), key=length)
-    if fits_trees(base, longest[-3:]):
+    if fits_trees(models[0], longest[-3:]):
         return s
     warnings.warn(
-        f"{type(base).__name__} can't be given trees: "
+        f"{type(models[0]).__name__} can't be given trees: "
         "no mask makes its log-probabilities those of single pairs. Training goes on with packing 'pairs'",
         stacklevel=2,
     )
     return replace(s, packing="pairs")
 
 
-# %% ../nbs/09_dpo.ipynb #c047
+# %% ../nbs/09_dpo.ipynb #c058
+def _pairs_agree(model, pairs: list[dict], pad: int) -> bool:
+    "Does a batch of pairs give its texts the log-probabilities that they have alone?"
+    [(_, batch)] = _one_by_one(pairs, pad, len(pairs))
+    nothing = batch.pop("completion_mask") == 0
+    return agrees(model, batch | {"labels": batch["input_ids"].masked_fill(nothing, -100)})
+
+
+def _with_pairs(models: list, pairs: list[dict], pad: int, border: int) -> None:
+    "Let policy and reference go text by text where a batch of pairs would be wrong, and warn."
+    kind = type(models[0]).__name__
+    short = sorted((p for p in pairs if _length(p) <= border), key=_length)
+    if short and not _pairs_agree(models[0], short[:: max(1, len(short) - 1)], pad):
+        why = f"a batch of pairs does not give a text the log-probability that {kind} gives it alone"
+        border = 0
+    elif len(short) < len(pairs):
+        long = f"{len(pairs) - len(short)} of {len(pairs)} pairs are longer than {border} tokens"
+        why = f"{long}, from where {kind} scales its positions by the length of a text"
+    else:
+        return
+    warnings.warn(f"{why}. They are trained text by text, which is slower", stacklevel=2)
+    for model in models:
+        learn_rows(model, border)
+
+
+# %% ../nbs/09_dpo.ipynb #c061
+def _prepare(trainer, pairs: list[StepPair], s: DPOSettings, pad: int) -> None:
+    "Find the way in which this model can be trained on these pairs, and set the trainer up for it."
+    models, given = _plain_models(trainer), [vars(p) for p in pairs]
+    border = length_border(models[0].config) or _NO_BORDER
+    s = _with_trees(models, [p for p in pairs if _length(vars(p)) <= border], s)
+    if s.packing != "tree" or border != _NO_BORDER:
+        _with_pairs(models, given, pad, border)
+    trainer.nll_weight, trainer.trees = s.nll_weight, s.packing == "tree"
+    if s.router_aux_loss_coef:
+        trainer.routers, trainer.router_weight = Routers(models[0]), s.router_aux_loss_coef
+    place = dict(rank=trainer.args.process_index, world=trainer.args.world_size)
+    trainer.data_collator = functools.partial(_collate, pad=pad, s=s, border=border, **place)
+
+
+# %% ../nbs/09_dpo.ipynb #c063
 def _load(model: str, s: DPOSettings):
-    "A model in float32 with the attention of the settings."
+    "A model in float32 with the attention of the settings, without dropout and without a router's loss."
     net = load_model(model, "float32")
     if s.attention:
         net.set_attn_implementation(s.attention)
+    without_dropout(net)
+    router_off(net)
     return net
 
 
@@ -377,7 +470,7 @@ def _rows(pairs: list[StepPair], s: DPOSettings, seed: int) -> list[dict]:
     return [{"pairs": [{n: getattr(p, n) for n in names} for p in batch]} for batch in batches]
 
 
-# %% ../nbs/09_dpo.ipynb #c050
+# %% ../nbs/09_dpo.ipynb #c066
 def _arguments(s: DPOSettings, out: Path, seed: int):
     "TRL's configuration."
     from trl import DPOConfig
@@ -387,6 +480,7 @@ def _arguments(s: DPOSettings, out: Path, seed: int):
         beta=s.beta,
         loss_type=[s.loss],
         label_smoothing=s.label_smoothing,
+        router_aux_loss_coef=0.0,  # ours counts a token of a tree as often as it stands for one
         per_device_train_batch_size=1,
         remove_unused_columns=False,
     )
@@ -413,17 +507,15 @@ def step_dpo_trainer(
         processing_class=tokenizer,
         peft_config=lora(s),
     )
-    s = _with_trees(trainer, kept, s)
-    trainer.nll_weight, trainer.trees = s.nll_weight, s.packing == "tree"
-    place = dict(rank=trainer.args.process_index, world=trainer.args.world_size)
-    trainer.data_collator = functools.partial(_collate, pad=tokenizer.pad_token_id or 0, s=s, **place)
+    trainer.alike = reference in (None, model)
+    _prepare(trainer, kept, s, pad_id(tokenizer, net.get_input_embeddings().num_embeddings))
     if s.precompute_reference:
         trainer.train_dataset = Dataset.from_list(trainer.precompute(rows))
         trainer.precompute_ref_logps, trainer.ref_model = True, None
     return trainer, tokenizer, too_long
 
 
-# %% ../nbs/09_dpo.ipynb #c056
+# %% ../nbs/09_dpo.ipynb #c072
 def train_dpo(
     model: str,
     pairs: list[StepPair],
@@ -435,12 +527,15 @@ def train_dpo(
 ) -> dict:
     "Train `model` on step pairs and save it at `out`; what was trained on, in figures."
     out = Path(out)
+    before = done_before(out)
+    if before:
+        return before
     trainer, tokenizer, too_long = step_dpo_trainer(model, pairs, out, s, seed, reference)
     figures = {"pairs": len(pairs) - too_long, "too_long": too_long}
     return fit(trainer, tokenizer, out, figures, progress)
 
 
-# %% ../nbs/09_dpo.ipynb #c072
+# %% ../nbs/09_dpo.ipynb #c088
 def _parser() -> argparse.ArgumentParser:
     about = (
         "Step-wise DPO on a file of step pairs; start it with `accelerate launch -m` for several processes."
@@ -476,6 +571,6 @@ def main(argv: list[str] | None = None) -> None:
     print(figures)
 
 
-# %% ../nbs/09_dpo.ipynb #c085
+# %% ../nbs/09_dpo.ipynb #c101
 if __name__ == "__main__" and "__file__" in globals():
     main()  # run as a module, not in a notebook

@@ -28,15 +28,18 @@ import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from .files import append_jsonl, iter_jsonl
 from .records import Completion, InputError, Number, Request, as_record, settings
+from .texts.chat import Chat, chat_of, template_text, use_chat
 
 
 # %% ../nbs/03_engine.ipynb #c006
@@ -93,20 +96,17 @@ def generate(
 
 
 # %% ../nbs/03_engine.ipynb #c010
-def load_tokenizer(path: str):
-    "The tokenizer of a model folder or hub id, with a pad token. InputError if there is none."
-    from transformers import AutoTokenizer
+def load_tokenizer(path: str, settings=None):
+    """The tokenizer of a model folder or hub id, with a pad token. InputError if there is none.
 
-    if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
-        raise InputError(f"{path}: not a model folder, it has no config.json")
-    try:
-        tok = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as e:
-        why = str(e).splitlines()[0][:150]
-        said = f"{path}: neither a folder with a model nor a model the hub gives us ({why})"
-        raise InputError(said) from e
+    With `EngineSettings` its prompts follow what these say of the chat template."""
+    from psr_nb.engines.load import open_tokenizer
+
+    tok = open_tokenizer(path)
     if tok.pad_token is None:
         tok.pad_token = tok.eos_token
+    if settings is not None:
+        use_chat(tok, settings.chat)
     return tok
 
 
@@ -224,8 +224,12 @@ def likeliest(tokenizer, among: tuple[int, ...], logprobs: list[float]) -> Compl
 
 # %% ../nbs/03_engine.ipynb #c034
 def check(key, request: Request, context: int, vocabulary: int):
-    "InputError for a prompt that is empty, fills the model's context, or has ids that the model does not."
+    """InputError for a prompt that is empty, fills the model's context, or has ids that the model does not.
+
+    A stop text has to be one: the empty text ends everything before it begins."""
     n = len(request.prompt_ids)
+    if "" in request.sampling.stop:
+        raise InputError(f"request {key}: a stop text is empty; leave it out")
     if n == 0:
         raise InputError(f"request {key}: the prompt is empty")
     if n >= context:
@@ -241,28 +245,56 @@ class EngineError(RuntimeError):
 
 
 # %% ../nbs/03_engine.ipynb #c037
+def _day(text: str) -> str:
+    "The text, if it is a day."
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        raise PydanticCustomError("day", "expected a day such as 2024-07-26") from None
+    return text
+
+
 @settings
 class EngineSettings:
     "How a model is run."
 
     kind: Literal["auto", "transformers", "vllm"] = "auto"  # see `engine_kind`
-    dtype: str = "auto"  # bfloat16 on CUDA, float32 elsewhere
-    in_flight: Annotated[int, Field(ge=1)] = 512  # problems under way at the same time
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # bfloat16 on CUDA, float32 elsewhere
+    in_flight: Annotated[int, Field(ge=1, le=100_000)] = 512  # problems under way at the same time
     # transformers: rows x (prompt + new tokens) of a batch
-    max_batch_tokens: Annotated[int, Field(ge=1)] = 65536
+    max_batch_tokens: Annotated[int, Field(ge=1, le=10**8)] = 65536
     # vLLM: longest prompt with its completion, in tokens; None: the model's own context, at most 8,192
-    max_length: Annotated[int, Field(ge=2)] | None = None
-    max_seqs: Annotated[int, Field(ge=1)] = 256  # vLLM: completions decoded at the same time
+    max_length: Annotated[int, Field(ge=2, le=10**8)] | None = None
+    max_seqs: Annotated[int, Field(ge=1, le=100_000)] = 256  # vLLM: completions decoded at the same time
     # vLLM: share of a GPU's memory for weights and cache
-    gpu_memory: Annotated[Number, Field(ge=0.01)] = 0.9
+    gpu_memory: Annotated[Number, Field(ge=0.01, le=1)] = 0.9
     cpu_cache: Annotated[int, Field(ge=1)] = 4  # vLLM on a CPU: GiB for the cache
-    tensor_parallel: Annotated[int, Field(ge=1)] = 1  # vLLM: GPUs that share the model
+    tensor_parallel: Annotated[int, Field(ge=1, le=1024)] = 1  # vLLM: GPUs that share the model
+    # engines that work together, each on `tensor_parallel` GPUs; None: as many as this machine's GPUs allow
+    replicas: Annotated[int, Field(ge=1, le=1024)] | None = None
+    ray: str | None = None  # address of a Ray cluster that runs them, or "auto"; None: this machine does
     prefix_caching: bool = True  # vLLM: keep what prompts have in common
     # vLLM on a CPU: compile the model; 1.1 times as fast after some 100 s at each start, needs a C++ compiler
     compile: bool = False
+    # models with Python code of their own: the version that may run, see `Trust`; None: none may
+    remote_code: str | None = None
+    pickled: bool = False  # take pickled weights where there are no others; a pickle can run code
+    # weights that may be missing or superfluous: names or patterns, with spaces between
+    other_weights: str = ""
+    system_prompt: str | None = None  # what the system turn of a chat template says; None: it has none
+    # a chat template that thinks; None: as it has it, refused if it leaves a thought open; False: no thought;
+    # True: it may be open, and the steps are in it
+    thinking: bool | None = None
+    # the day that a chat template takes for today, so that a run's prompts don't change at midnight
+    template_date: Annotated[str, AfterValidator(_day)] = "2024-07-26"
+
+    @property
+    def chat(self) -> Chat:
+        "What these settings say of the chat template."
+        return Chat(self.system_prompt, self.thinking, self.template_date)
 
 
-# %% ../nbs/03_engine.ipynb #c040
+# %% ../nbs/03_engine.ipynb #c041
 def _short_hash(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=6).hexdigest()
 
@@ -275,7 +307,7 @@ def _revision(model: str) -> str:
     return Path(found).parent.name if isinstance(found, str) else "hub"
 
 
-# %% ../nbs/03_engine.ipynb #c043
+# %% ../nbs/03_engine.ipynb #c044
 def _both_ends(file: Path) -> bytes:
     "Name and size of a file, its first and its last mebibyte."
     size = file.stat().st_size
@@ -285,11 +317,20 @@ def _both_ends(file: Path) -> bytes:
         return f"{file.name} {size}".encode() + start + f.read()
 
 
+# %% ../nbs/03_engine.ipynb #c048
+def _prompting(tokenizer) -> str:
+    "The chat template, and those of its settings that aren't the default."
+    chat = asdict(chat_of(tokenizer))
+    usual = asdict(Chat())
+    changed = {k: v for k, v in chat.items() if v != usual[k]}
+    return (template_text(tokenizer) or "") + (json.dumps(changed) if changed else "")
+
+
 def fingerprint(model: str, tokenizer) -> dict:
     "What a model is: name, weights (of the hub's the revision) and chat template, as short hashes."
     files = sorted(Path(model).glob("*.safetensors")) or sorted(Path(model).glob("*.bin"))
     return {
         "model": Path(model).name if files else model,
         "weights": _short_hash(b"".join(map(_both_ends, files))) if files else _revision(model),
-        "template": _short_hash((tokenizer.chat_template or "").encode()),
+        "template": _short_hash(_prompting(tokenizer).encode()),
     }

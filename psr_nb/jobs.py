@@ -15,8 +15,10 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+from .files import disk_full, saving_to, sync_rows
 from .records import InputError
 
 
@@ -26,6 +28,18 @@ def _follow_parent():
     os.killpg(0, signal.SIGKILL)  # with all that this process started
 
 
+def _crash(e: BaseException) -> dict:
+    "What to tell of an error that nobody foresaw; the whole of it goes to the log, if there is room."
+    with suppress(OSError):
+        traceback.print_exception(e)
+    said = f"{type(e).__name__}: {e}"
+    if disk_full(e):
+        return {"wrong": f"the disk is full ({said}); make room and start the same command again"}
+    last = traceback.extract_tb(e.__traceback__)[-1]
+    return {"crashed": f"{said} ({Path(last.filename).name}, line {last.lineno})"}
+
+
+# %% ../nbs/13_jobs.ipynb #c010
 def _outcome(job: dict, say: Callable) -> dict:
     "Do a job: its `result`, or what was `wrong` with its input, or how it `crashed`. `say` hears of it."
 
@@ -35,15 +49,16 @@ def _outcome(job: dict, say: Callable) -> dict:
     module, _, name = job["function"].partition(":")
     try:
         function = getattr(importlib.import_module(module), name)
-        return {"result": function(**job["arguments"], progress=progress)}
+        result = function(**job["arguments"], progress=progress)
+        sync_rows()
+        return {"result": result}
     except InputError as e:
         return {"wrong": str(e)}
     except BaseException as e:
-        traceback.print_exc()
-        return {"crashed": f"{type(e).__name__}: {e}"}
+        return _crash(e)
 
 
-# %% ../nbs/13_jobs.ipynb #c011
+# %% ../nbs/13_jobs.ipynb #c014
 def child_main():
     "Entry point of a job's process: run the function named on the first line of standard input."
     job = json.loads(sys.stdin.buffer.readline())
@@ -56,27 +71,35 @@ def child_main():
 
     say(**_outcome(job, say))
     events.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # a full disk
+        sys.stderr.flush()
     os._exit(0)  # no waiting for pools and threads of libraries
 
 
-# %% ../nbs/13_jobs.ipynb #c015
+# %% ../nbs/13_jobs.ipynb #c018
 class JobError(RuntimeError):
     "A job ended in a way its author did not foresee; its log file tells more."
 
 
-def _end(function: str, said: dict, log: str | Path, stopped: bool):
-    "The result in a job's last event, or the error it stands for; a job without one was killed."
+def _death(code: int | None) -> str:
+    "How a job ended that could not say it, by its exit status."
+    if code == -signal.SIGKILL or code is None:
+        return "was killed, by someone or for want of memory"
+    return f"ended without a word ({signal.Signals(-code).name if code < 0 else f'exit status {code}'})"
+
+
+# %% ../nbs/13_jobs.ipynb #c021
+def _end(function: str, said: dict, log: str | Path, how: str):
+    "The result in a job's last event, or the error it stands for; `how` it ended if there was none."
     if "result" in said:
         return said["result"]
     if "wrong" in said:
         raise InputError(said["wrong"])
-    killed = "stopped" if stopped else "killed, by someone or for want of memory"
-    how = f"failed: {said['crashed']}" if said else f"was {killed}; what it had finished is on disk"
+    how = f"failed: {said['crashed']}" if said else f"{how}; what it had finished is on disk"
     raise JobError(f"{function.partition(':')[2]} {how}. Its log: {log}")
 
 
-# %% ../nbs/13_jobs.ipynb #c018
+# %% ../nbs/13_jobs.ipynb #c024
 def _kill(child):
     "Kill a job and all processes that it started."
     try:
@@ -85,13 +108,14 @@ def _kill(child):
         pass
 
 
-def _threads(n: int | None) -> dict:
-    "Environment of a child with n CPU threads."
-    waiting = {"OMP_WAIT_POLICY": "PASSIVE"}
-    return waiting if n is None else waiting | {k: str(n) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+def _environment(n: int | None) -> dict:
+    "What is set for a child with n CPU threads."
+    named = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    out = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(named)}
+    return out if n is None else out | {k: str(n) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
 
 
-# %% ../nbs/13_jobs.ipynb #c022
+# %% ../nbs/13_jobs.ipynb #c028
 _children = {}  # running job -> what stops it
 
 
@@ -108,8 +132,8 @@ def stop_jobs(stopped: threading.Event):
 def _started(log, threads: int | None, keep_open: tuple[int, ...]):
     "A child process that waits for its job; it prints to the open file `log`."
     return subprocess.Popen(
-        [sys.executable, "-c", "from psr_nb.jobs import child_main; child_main()"],
-        env={**os.environ, "TOKENIZERS_PARALLELISM": "false", **_threads(threads)},
+        [sys.executable, "-P", "-c", "from psr_nb.jobs import child_main; child_main()"],
+        env={**os.environ, "TOKENIZERS_PARALLELISM": "false", **_environment(threads)},
         stderr=log,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -118,7 +142,24 @@ def _started(log, threads: int | None, keep_open: tuple[int, ...]):
     )
 
 
-# %% ../nbs/13_jobs.ipynb #c024
+# %% ../nbs/13_jobs.ipynb #c031
+def _heard(child, job: dict, progress: Callable[[str, int, int], None]) -> dict:
+    "Give a child its job and pass its progress on; the event it ended with, {} if it was killed."
+    child.stdin.write(json.dumps(job).encode() + b"\n")
+    child.stdin.flush()
+    end = {}
+    for line in child.stdout:
+        event = json.loads(line)
+        if "progress" in event:
+            progress(*event["progress"])
+        else:
+            end = event
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(10)  # its own end, before it is killed
+    return end
+
+
+# %% ../nbs/13_jobs.ipynb #c035
 def _nothing(what: str, done: int, total: int):
     "Progress that nobody wants to hear of."
 
@@ -135,8 +176,10 @@ def run_job(
     """Run a function in a child process and return its result.
 
     InputError from the job comes out as it is; JobError if it crashed or was stopped."""
-    Path(log).parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "ab") as out:
+    with saving_to(log):
+        Path(log).parent.mkdir(parents=True, exist_ok=True)
+        out = open(log, "ab")
+    with out:
         child = _started(out, threads, keep_open)
     _children[child] = stopped
     try:
@@ -149,25 +192,11 @@ def run_job(
         child.wait()
         child.stdin.close()
         child.stdout.close()
-    return _end(function, said, log, bool(stopped and stopped.is_set()))
+    how = "was stopped" if stopped and stopped.is_set() else _death(child.returncode)
+    return _end(function, said, log, how)
 
 
-# %% ../nbs/13_jobs.ipynb #c025
-def _heard(child, job: dict, progress: Callable[[str, int, int], None]) -> dict:
-    "Give a child its job and pass its progress on; the event it ended with, {} if it was killed."
-    child.stdin.write(json.dumps(job).encode() + b"\n")
-    child.stdin.flush()
-    end = {}
-    for line in child.stdout:
-        event = json.loads(line)
-        if "progress" in event:
-            progress(*event["progress"])
-        else:
-            end = event
-    return end
-
-
-# %% ../nbs/13_jobs.ipynb #c031
+# %% ../nbs/13_jobs.ipynb #c043
 def progress_bar(unit: str) -> Callable[..., None]:
     "A progress function with a tqdm bar for each thing that it is told of, counted in units."
     from tqdm.auto import tqdm

@@ -4,9 +4,16 @@
 
 # %% auto #0
 __all__ = [
+    "LONGEST_MESSAGE",
     "SCHEMA",
     "Number",
+    "one_line",
     "InputError",
+    "why_unread",
+    "reading",
+    "refuse_irregular",
+    "input_bytes",
+    "json_file",
     "Problem",
     "IFTRow",
     "EFTRow",
@@ -19,6 +26,7 @@ __all__ = [
     "Trajectory",
     "StepPair",
     "as_record",
+    "as_row",
     "nearest",
     "settings",
     "as_settings",
@@ -29,22 +37,127 @@ import dataclasses
 import functools
 import inspect
 import json
+import os
 import re
+import stat
 import types
 import typing
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from pathlib import Path
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AllowInfNan, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-
 # %% ../nbs/00_records.ipynb #c006
+LONGEST_MESSAGE = 2000  # characters; of a longer one the middle is left out
+
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def one_line(text: str) -> str:
+    """A text as one line: control characters and halves of surrogate pairs escaped.
+
+    The middle of a long one is left out."""
+    line = re.sub(r"\s*[\r\n]\s*", " ", text.strip())
+    line = _UNSEEN.sub(_escaped, line)
+    if len(line) <= LONGEST_MESSAGE:
+        return line
+    return f"{line[: LONGEST_MESSAGE - 300]} ... {line[-200:]}"
+
+
+def _escaped(found: re.Match) -> str:
+    "A character as Python writes it in a literal."
+    return ascii(found.group())[1:-1]
+
+
+# %% ../nbs/00_records.ipynb #c010
 class InputError(ValueError):
-    "Something the user gave is wrong, and the message says what and where."
+    "Something the user gave is wrong, and the message, one line of printable text, says what and where."
+
+    def __init__(self, message: str = ""):
+        super().__init__(one_line(str(message)))
 
 
-# %% ../nbs/00_records.ipynb #c009
+# %% ../nbs/00_records.ipynb #c013
+def _refused_by_system(e: OSError) -> str:
+    "Why a file can't be opened, read or written, in words."
+    if isinstance(e, FileNotFoundError):
+        return "no such file"
+    if isinstance(e, IsADirectoryError):
+        return "a folder, where a file is needed"
+    return f"could not be read ({e.strerror or e})"
+
+
+def why_unread(e: BaseException) -> str:
+    "What went wrong while something was read, in a few words."
+    if isinstance(e, UnicodeDecodeError):
+        return f"not UTF-8 text ({e.reason} at byte {e.start}); save it as UTF-8"
+    if isinstance(e, RecursionError):
+        return "nested too deep"
+    if isinstance(e, MemoryError):
+        return "too large for this machine's memory"
+    if isinstance(e, json.JSONDecodeError):
+        return f"not JSON ({e})"
+    if isinstance(e, OSError):
+        return _refused_by_system(e)
+    told = str(e.__cause__ or e) or type(e).__name__
+    name = "not YAML" if type(e).__module__.startswith("yaml") else "can't be read"
+    return f"{name} ({one_line(told)[:300]})"
+
+
+# %% ../nbs/00_records.ipynb #c016
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError) + (
+    RecursionError,
+    MemoryError,
+)
+
+
+@contextmanager
+def reading(where: str | Path, hint: str = ""):
+    """What is raised while something of a user's is read becomes an InputError that begins with `where`.
+
+    `hint` ends the sentence: what it should be."""
+    try:
+        yield
+    except InputError:
+        raise
+    except _UNREADABLE as e:
+        raise InputError(f"{where}: {why_unread(e)}{hint and '; ' + hint}") from e
+    except Exception as e:  # yaml, zlib and pyarrow have classes of their own
+        if type(e).__module__.partition(".")[0] not in ("yaml", "zlib", "pyarrow", "datasets", "binascii"):
+            raise
+        raise InputError(f"{where}: {why_unread(e)}{hint and '; ' + hint}") from e
+
+
+# %% ../nbs/00_records.ipynb #c021
+def refuse_irregular(path: str | Path):
+    "InputError for what is there and no regular file: a folder, a pipe, a socket, a device."
+    with reading(path):
+        mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{path}: a folder, where a file is needed")
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path}: a pipe, a socket or a device, where a regular file is needed")
+
+
+# %% ../nbs/00_records.ipynb #c024
+def input_bytes(path: str | Path) -> bytes:
+    "The content of a regular file. InputError names one that can't be read."
+    refuse_irregular(path)
+    with reading(path):
+        return Path(path).read_bytes()
+
+
+def json_file(path: str | Path):
+    "The value of a JSON file. InputError names one that can't be read."
+    data = input_bytes(path)
+    with reading(path):
+        return json.loads(data)
+
+
+# %% ../nbs/00_records.ipynb #c027
 @dataclass
 class Problem:
     "A question to solve."
@@ -55,7 +168,7 @@ class Problem:
     meta: dict = field(default_factory=dict)  # anything else the source had
 
 
-# %% ../nbs/00_records.ipynb #c012
+# %% ../nbs/00_records.ipynb #c030
 @dataclass
 class IFTRow:
     "A solution cut into steps (instruction fine-tuning data)."
@@ -80,7 +193,7 @@ class EFTRow:
     source: str = ""  # where the label comes from
 
 
-# %% ../nbs/00_records.ipynb #c016
+# %% ../nbs/00_records.ipynb #c034
 @dataclass(frozen=True)
 class Sampling:
     "How to decode one request."
@@ -102,7 +215,7 @@ class Request:
     sampling: Sampling = Sampling()
 
 
-# %% ../nbs/00_records.ipynb #c020
+# %% ../nbs/00_records.ipynb #c038
 @dataclass
 class Completion:
     "One continuation: every sampled id, the end-of-text id included."
@@ -113,7 +226,7 @@ class Completion:
     logprobs: list[float] | None = None  # of the ids in `among`, in their order
 
 
-# %% ../nbs/00_records.ipynb #c023
+# %% ../nbs/00_records.ipynb #c041
 @dataclass
 class Candidate:
     "A distinct candidate for one step."
@@ -123,6 +236,7 @@ class Candidate:
     final: bool  # did the model end its solution here?
     count: int = 1  # how many of the w samples said exactly this
     problem: str | None = None  # why it can't be used: "empty", "length"; None if it can
+    relabelled: int = 0  # how many of these samples went on to a next label that is not the domain's own
 
 
 @dataclass
@@ -136,7 +250,7 @@ class Judgement:
     logprobs: list[float] | None = None  # of A and of B at the verdict, where it is scored instead of written
 
 
-# %% ../nbs/00_records.ipynb #c027
+# %% ../nbs/00_records.ipynb #c045
 @dataclass
 class Step:
     "One candidate set at one depth."
@@ -153,7 +267,7 @@ class Step:
     rolled_back: bool = False  # dropped by a later tie
 
 
-# %% ../nbs/00_records.ipynb #c030
+# %% ../nbs/00_records.ipynb #c048
 @dataclass
 class Trajectory:
     "One problem's whole search."
@@ -178,7 +292,7 @@ class Trajectory:
         return "".join(s.candidates[s.chosen].text for s in self.path)
 
 
-# %% ../nbs/00_records.ipynb #c034
+# %% ../nbs/00_records.ipynb #c052
 @dataclass
 class StepPair:
     "A preferred and a rejected next step after the same prefix."
@@ -194,7 +308,7 @@ class StepPair:
     orders_agree: bool  # chosen beat rejected in every order they were shown in
 
 
-# %% ../nbs/00_records.ipynb #c037
+# %% ../nbs/00_records.ipynb #c055
 def _fits(kind, value) -> bool:
     "Is a JSON value of the annotated type, as far as its outermost layer tells?"
     if dataclasses.is_dataclass(kind):
@@ -221,7 +335,7 @@ def _items(kind, values: list, where: str) -> list:
     return [_build(inner[0], v, where) for v in values]
 
 
-# %% ../nbs/00_records.ipynb #c040
+# %% ../nbs/00_records.ipynb #c058
 def _build(kind, value, where: str):
     "Value of annotated type `kind` from plain JSON."
     union = typing.get_origin(kind) in (typing.Union, types.UnionType)
@@ -243,7 +357,7 @@ def _build(kind, value, where: str):
 _hints = functools.cache(typing.get_type_hints)  # of a class; asked for once, not for every row
 
 
-# %% ../nbs/00_records.ipynb #c043
+# %% ../nbs/00_records.ipynb #c061
 def as_record(cls, row: dict, where: str = "record"):
     "The dataclass `cls` from a JSON object; `where` names it in the InputError raised if it does not fit."
     if not isinstance(row, dict):
@@ -260,11 +374,25 @@ def as_record(cls, row: dict, where: str = "record"):
     return cls(**{n: _build(hints[n], v, f"{where}: {n}") for n, v in row.items()})
 
 
-# %% ../nbs/00_records.ipynb #c051
+# %% ../nbs/00_records.ipynb #c063
+_LATER = ("relabelled",)  # fields that are left out of files while they are empty
+
+
+def _written(items: list[tuple[str, object]]) -> dict:
+    "The fields of one record, as they are written."
+    return {name: value for name, value in items if value or name not in _LATER}
+
+
+def as_row(record) -> dict:
+    "A record, with all that is nested in it, as a JSON object."
+    return dataclasses.asdict(record, dict_factory=_written)
+
+
+# %% ../nbs/00_records.ipynb #c072
 SCHEMA = 1  # of everything written by this version; a run records it
 
 
-# %% ../nbs/00_records.ipynb #c053
+# %% ../nbs/00_records.ipynb #c074
 def _number(value):
     "Text that is a number, as one; anything else as it is."
     if not isinstance(value, str):
@@ -275,10 +403,11 @@ def _number(value):
         return value
 
 
-Number = typing.Annotated[float, BeforeValidator(_number)]  # a float; `1e-6` as text is one too
+# a finite float; `1e-6` as text is one too
+Number = typing.Annotated[float, BeforeValidator(_number), AllowInfNan(False)]
 
 
-# %% ../nbs/00_records.ipynb #c056
+# %% ../nbs/00_records.ipynb #c077
 def nearest(word: str, known) -> str:
     "'; did you mean ...?' or the list of what there is."
     close = get_close_matches(str(word), list(known), 1, 0.5)
@@ -293,13 +422,18 @@ def _field_at(cls, path: list[str]):
     return cls, cls.__pydantic_fields__.get(last)
 
 
-# %% ../nbs/00_records.ipynb #c058
+# %% ../nbs/00_records.ipynb #c080
 _EXPECTED = {"int_type": "int", "int_from_float": "int", "float_type": "float", "string_type": "str"} | {
     "bool_type": "bool",
     "list_type": "list",
     "dataclass_type": "settings",
     "dataclass_exact_type": "settings",
 }
+
+
+def _figure(bound: float) -> str:
+    "A bound as it is read best: `1,000,000`, `0.5`."
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
 def _out_of_range(error: dict, field) -> str:
@@ -311,10 +445,14 @@ def _out_of_range(error: dict, field) -> str:
                 bounds[name] = getattr(bound, name)
     if "gt" in bounds and "le" in bounds:
         return f"{value} is not in ({bounds['gt']:g}, {bounds['le']:g}]"
-    return f"{value} is less than {bounds['ge']:g}"
+    if error["type"] == "less_than_equal":
+        return f"{value} is more than {_figure(bounds['le'])}"
+    if error["type"] == "greater_than":
+        return f"{value} is not more than {_figure(bounds['gt'])}"
+    return f"{value} is less than {_figure(bounds['ge'])}"
 
 
-# %% ../nbs/00_records.ipynb #c059
+# %% ../nbs/00_records.ipynb #c082
 def _path(cls, loc: tuple) -> list[str]:
     "The names that lead to a setting, from where pydantic found it; [] if that is no setting."
     names = list(cls.__pydantic_fields__)
@@ -339,10 +477,12 @@ def _wrong(cls, error: dict) -> str:
         return f"{name}: no such setting{nearest(path[-1], owner.__pydantic_fields__)}"
     if kind in ("greater_than_equal", "greater_than", "less_than_equal"):
         return f"{name}: {_out_of_range(error, field)}"
+    if kind == "finite_number":
+        return f"{name}: expected a finite number, not {value}"
     return f"{name}: {error['msg']}, not {value!r}"
 
 
-# %% ../nbs/00_records.ipynb #c061
+# %% ../nbs/00_records.ipynb #c084
 def _refusal(cls, e: ValidationError, where: str) -> InputError:
     "The InputError for what pydantic found: an unknown setting, else all that is missing, else the first."
     found = e.errors()
@@ -354,7 +494,7 @@ def _refusal(cls, e: ValidationError, where: str) -> InputError:
     return InputError(f"{where}: {said}" if where else said)
 
 
-# %% ../nbs/00_records.ipynb #c063
+# %% ../nbs/00_records.ipynb #c086
 def _signature(cls) -> inspect.Signature:
     "How a class of settings is called, for `help`: plain types and defaults."
     hints, parameters = typing.get_type_hints(cls), []
@@ -387,7 +527,7 @@ def settings(cls):
     return made
 
 
-# %% ../nbs/00_records.ipynb #c065
+# %% ../nbs/00_records.ipynb #c088
 def _as_json(value) -> str:
     "Nested mappings as JSON. InputError if they hold themselves."
 
@@ -399,7 +539,9 @@ def _as_json(value) -> str:
     try:
         return json.dumps(plain(value), default=lambda x: [repr(x)])
     except RecursionError:
-        raise InputError("the settings refer to themselves; write them out") from None
+        raise InputError("the settings refer to themselves, or nest too deep; write them out") from None
+    except ValueError as e:  # a number of more than 4,300 digits
+        raise InputError(f"the settings hold a number that can't be written ({e})") from None
 
 
 def as_settings(cls, row: dict, where: str = ""):

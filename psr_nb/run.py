@@ -12,19 +12,21 @@ __all__ = [
     "costs",
     "search_figures",
     "made_of",
+    "domain_folder",
     "engine_job",
     "train_job",
-    "locked",
+    "mend",
     "check_machine",
     "run",
 ]
 
 # %% ../nbs/14_run.ipynb #c002
-import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
 import random
+import shutil
 import sys
 import threading
 import time
@@ -37,11 +39,42 @@ from pathlib import Path
 
 import yaml
 
+from psr_nb.files import (
+    MANIFEST,
+    append_jsonl,
+    clear_parts,
+    continued_jsonl,
+    cut_torn,
+    folder_fault,
+    iter_jsonl,
+    locked,
+    manifest_faults,
+    model_path,
+    read_jsonl,
+    saving_to,
+    seal,
+    sync_rows,
+    torn_bytes,
+    write_jsonl,
+    write_whole,
+)
+from psr_nb.records import (
+    SCHEMA,
+    EFTRow,
+    IFTRow,
+    InputError,
+    Problem,
+    StepPair,
+    Trajectory,
+    input_bytes,
+    json_file,
+)
+
 from .dpo import check_device, train_dpo
 from .engine import load_tokenizer, seed_of
-from .engines.choose import engine_kind, open_engine
+from .engines.choose import open_engine, trust_settings
+from .engines.ready import Wanted, check_ready
 from .evaluate import Solving, accuracy, evaluate, evaluate_judge, judge_accuracy
-from .files import append_jsonl, model_path, read_jsonl, write_jsonl, write_whole
 from .jobs import run_job, stop_jobs
 from .judge import judge_stats
 from .pairs import make_pairs
@@ -49,8 +82,7 @@ from .prompts import Domain
 from .questions.contamination import overlaps, same_question, without
 from .questions.read import load_problems
 from .questions.solutions import load_eft, load_ift
-from .recipe import DataSettings, Recipe, as_recipe, domain_named, load_recipe
-from .records import SCHEMA, EFTRow, IFTRow, InputError, Problem, StepPair, Trajectory
+from .recipe import DataSettings, Recipe, as_recipe, domain_named, load_recipe, yaml_value
 from .search import SearchSetup, drive, search
 from .sft import eft_ids, ift_ids, mixed, train_sft
 
@@ -74,6 +106,20 @@ class Run:
         main = self.recipe.arms[0]
         numbers = {arm: range(1 if arm == main else 2, self.last + 1) for arm in self.recipe.arms}
         return [(arm, n, self.folder(arm, n)) for arm in self.recipe.arms for n in numbers[arm]]
+
+    @property
+    def domain(self) -> Domain:
+        """The recipe's domain. One of somebody's own is code, and a look at a run does not import it.
+
+        InputError if nobody has: whoever runs the recipe, or wants the domain, names it in a call."""
+        name = self.recipe.domain
+        module, own, _ = name.partition(":")
+        if own and module not in sys.modules:
+            said = "is code of the run's own, which a look at it does not run"
+            raise InputError(
+                f"{self.path}: the domain {name!r} {said}; import {module} first if you trust it"
+            )
+        return domain_named(name)
 
     def folder(self, arm: str, n: int) -> Path:
         "Folder of model `n` of an arm; M1 is common to all."
@@ -105,7 +151,7 @@ class Target:
 
     @property
     def domain(self) -> Domain:
-        return domain_named(self.run.recipe.domain)
+        return self.run.domain
 
     @property
     def folder(self) -> Path:
@@ -220,23 +266,37 @@ def versions() -> dict[str, str]:
     return {n: importlib.metadata.version(n) for n in names} | {"python": sys.version.split()[0]}
 
 
-# %% ../nbs/14_run.ipynb #c032
-def _continued(path: Path, recipe: Recipe | None) -> Run:
-    "The run in a folder that holds one. InputError if it is a run of another recipe."
-    kept = path / "recipe.yaml"
-    try:
-        there = as_recipe(yaml.safe_load(kept.read_text("utf-8"))["recipe"])
-    except (yaml.YAMLError, KeyError, TypeError) as e:
-        raise InputError(f"{kept}: not a run's recipe ({e})") from e
-    differences = _differences(asdict(there), asdict(recipe)) if recipe else []
-    if differences:
-        raise InputError(
-            f"{path} holds a run of another recipe ({'; '.join(differences[:5])}). "
-            "Give this run another folder, or go on with the old recipe"
-        )
-    return Run(there, path)
+# %% ../nbs/14_run.ipynb #c033
+def _check_versions(kept: Path, there: dict[str, str]):
+    "Warn of libraries in other versions than a run began with. InputError for another major version."
+    here = versions()
+    other = {n: str(v) for n, v in there.items() if n in here and v != here[n]}
+    if not other:
+        return
+    told = ", ".join(f"{n} {v} there, {here[n]} here" for n, v in other.items())
+    if all(v.partition(".")[0] == here[n].partition(".")[0] for n, v in other.items()):
+        warnings.warn(f"{kept}: the run was begun with other libraries: {told}", stacklevel=2)
+        return
+    raise InputError(
+        f"{kept}: the run was begun with other libraries ({told}) and would not come out as it would have; "
+        "install those, or change `versions` in this file to go on all the same"
+    )
 
 
+# %% ../nbs/14_run.ipynb #c037
+def _identity(settings: dict) -> str:
+    "SHA-256 of a recipe's settings, whatever their order."
+    text = json.dumps(settings, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _write_recipe(run: Run):
+    "What says that a run has begun."
+    kept = {"schema": SCHEMA, "versions": versions(), "recipe": asdict(run.recipe)}
+    write_whole(run.path / "recipe.yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
+
+
+# %% ../nbs/14_run.ipynb #c040
 def _begun(path: Path, recipe: Recipe) -> Run:
     "A new run: its data and, written last, its recipe."
     run, data = Run(recipe, path), plan(recipe)
@@ -246,27 +306,149 @@ def _begun(path: Path, recipe: Recipe) -> Run:
     if shared:
         what = f"{len(shared)} questions to train on share 13 words in a row with a test question"
         warnings.warn(f"{what}; {run.data('overlaps')} lists them", stacklevel=2)
-    kept = {"schema": SCHEMA, "versions": versions(), "recipe": asdict(recipe)}
-    write_whole(path / "recipe.yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
+    seal(path, [f"data/{name}.jsonl" for name in data], recipe=_identity(asdict(recipe)))
+    _write_recipe(run)
     return run
 
 
-# %% ../nbs/14_run.ipynb #c033
+# %% ../nbs/14_run.ipynb #c044
+def _rows_in(file: Path) -> int:
+    "The number of rows in a file, 0 if it is missing or torn."
+    if not file.is_file() or torn_bytes(file):
+        return 0
+    with open(file, "rb") as f:
+        return sum(1 for _ in f)
+
+
+def _restored(run: Run, lost: list[str]):
+    "Write data files again, named relative to the run's folder, from the recipe's sources."
+    if lost:
+        warnings.warn(f"{run.path}: {', '.join(lost)}: lost, and written again from its source", stacklevel=2)
+        data = plan(run.recipe)
+        for name in lost:
+            write_jsonl(run.path / name, data[Path(name).stem])
+
+
+# %% ../nbs/14_run.ipynb #c047
+def _adopt_data(run: Run, identity: str):
+    "Give a run of an earlier version its manifest."
+    r = run.recipe
+    least = {"test": 1} | ({"ift": 1, "eft": 1} if r.start == "M0" else {})
+    least |= {"judge_test": 1} if r.data.judge_test else {}
+    least |= {f"questions-{n}": count for n, count in enumerate(r.questions, 2)}
+    short = [name for name, rows in least.items() if _rows_in(run.data(name)) < rows]
+    _restored(run, [f"data/{name}.jsonl" for name in short])
+    seal(run.path, sorted(f"data/{p.name}" for p in (run.path / "data").glob("*.jsonl")), recipe=identity)
+
+
+def _check_data(run: Run, identity: str):
+    """Is a run's data what it began with? `identity` is that of the recipe in its folder.
+
+    InputError for data or a recipe that has changed."""
+    if not (run.path / MANIFEST).exists():
+        _adopt_data(run, identity)
+        return
+    try:
+        missing, faults = manifest_faults(run.path)
+    except InputError as e:
+        raise InputError(f"{e}; remove this file if the data is as it was") from e
+    if json_file(run.path / MANIFEST).get("recipe", identity) != identity:
+        raise InputError(
+            f"{run.path / 'recipe.yaml'} has changed since the run began, and what was made before would "
+            "pass for made by it; change it back, or give the new recipe a folder of its own"
+        )
+    lost = missing + [n for n, fault in faults.items() if fault and not (run.path / n).stat().st_size]
+    _restored(run, lost)
+    missing, faults = manifest_faults(run.path)
+    changed = [f"{name} is missing" for name in missing] + [f"{n} {f}" for n, f in faults.items() if f]
+    if changed:
+        raise InputError(
+            f"{run.path}: {changed[0]}: not the data that the run began with, its figures would be others; "
+            "put it back, or remove it: if the recipe's sources are as they were it is written again"
+        )
+
+
+# %% ../nbs/14_run.ipynb #c051
+def _kept_recipe(kept: Path) -> dict:
+    "What a run's recipe.yaml holds. InputError if it is none of ours, or of another schema."
+    row = yaml_value(input_bytes(kept), str(kept))
+    if not isinstance(row, dict) or not isinstance(row.get("recipe"), dict):
+        raise InputError(f"{kept}: not a run's recipe, which has `schema`, `versions` and `recipe`")
+    if row.get("schema", SCHEMA) != SCHEMA:
+        raise InputError(
+            f"{kept}: schema {row['schema']!r}, where this version of psr_nb reads and writes {SCHEMA}; "
+            "use the version that the run was begun with"
+        )
+    return row
+
+
+def _unimported(settings: dict) -> Recipe:
+    "A recipe from a run's folder, whose own domain is not imported."
+    domain = settings.get("domain")
+    if not isinstance(domain, str) or ":" not in domain:
+        return as_recipe(settings)
+    return replace(as_recipe(settings | {"domain": "math"}), domain=domain)
+
+
+# %% ../nbs/14_run.ipynb #c054
+def _continued(path: Path, recipe: Recipe | None) -> Run:
+    """The run in a folder that holds one.
+
+    InputError if it is of another recipe or schema, or was made with other libraries or of other data."""
+    kept = path / "recipe.yaml"
+    row = _kept_recipe(kept)
+    try:
+        there = _unimported(row["recipe"])
+    except InputError as e:
+        raise InputError(f"{kept}: {e}") from e
+    if recipe is None:
+        return Run(there, path)
+    differences = _differences(asdict(there), asdict(recipe))
+    if differences:
+        raise InputError(
+            f"{path} holds a run of another recipe ({'; '.join(differences[:5])}). "
+            "Give this run another folder, or go on with the old recipe"
+        )
+    made_with = row.get("versions")
+    _check_versions(kept, made_with if isinstance(made_with, dict) else {})
+    _check_data(Run(recipe, path), _identity(row["recipe"]))
+    return Run(recipe, path)
+
+
+def _recipe_again(path: Path, recipe: Recipe):
+    "Write the recipe of a run that lost it. InputError unless it is the one that its models were made with."
+    kept = path / MANIFEST
+    known = json_file(kept).get("recipe") if kept.is_file() else None
+    if known != _identity(asdict(recipe)):
+        raise InputError(
+            f"{path}: there are models but no recipe.yaml that says what they were made with; "
+            "put it back, or give this run another folder"
+        )
+    warnings.warn(f"{path}: its recipe.yaml was lost; it is the one given, and written again", stacklevel=2)
+    _write_recipe(Run(recipe, path))
+
+
+# %% ../nbs/14_run.ipynb #c058
 def open_run(path: str | Path, recipe: Recipe | None = None) -> Run:
     """An existing run, or with a recipe a new one or the continuation of one.
 
-    InputError if the folder holds another run or none."""
+    InputError if the folder holds another run or none, or its data has changed."""
     path = Path(path)
-    if (path / "recipe.yaml").is_file():
-        return _continued(path, recipe)
-    if recipe is None:
+    kept = path / "recipe.yaml"
+    there = kept.is_file() and kept.stat().st_size > 0
+    if not there and recipe is None:
         found = sorted(f.name for f in path.iterdir())[:5] if path.is_dir() else []
-        there = ": " + ", ".join(found) if path.is_dir() else ""
-        raise InputError(f"{path}: not a run, it has no recipe.yaml{there}")
-    return _begun(path, recipe)
+        listed = ": " + ", ".join(found) if found else ""
+        raise InputError(f"{path}: not a run, it has no recipe.yaml{listed}")
+    if not there:
+        models = [p for arm in (".", *recipe.arms) for p in (path / arm).glob("M[0-9]*")]
+        if not models:
+            return _begun(path, recipe)
+        _recipe_again(path, recipe)
+    return _continued(path, recipe)
 
 
-# %% ../nbs/14_run.ipynb #c036
+# %% ../nbs/14_run.ipynb #c064
 class _Phase:
     "A phase under way: when it began, and what its engine had done by then."
 
@@ -284,25 +466,30 @@ class _Phase:
         "Keep what it took."
         took = {"phase": self.name, "seconds": round(time.time() - self.start, 2)}
         append_jsonl(self.target.folder / "phases.jsonl", [took | self.used()])
+        sync_rows()
 
 
 def costs(folder: Path) -> dict[str, dict]:
     "Phase -> seconds, requests, tokens and output tokens/s of a model's folder, parts of a phase added up."
     out, file = {}, folder / "phases.jsonl"
-    for row in read_jsonl(file) if file.exists() else []:
-        out.setdefault(row.pop("phase"), Counter()).update(row)
+    for where, row in iter_jsonl(file) if file.exists() else []:
+        phase = row.pop("phase", None) if isinstance(row, dict) else None
+        if not isinstance(phase, str) or not all(type(v) in (int, float) for v in row.values()):
+            raise InputError(f"{where}: not a phase with figures; remove this line")
+        out.setdefault(phase, Counter()).update(row)
     for c in out.values():
         if c["output_tokens"]:
             c["output_tokens_per_second"] = round(c["output_tokens"] / max(c["seconds"], 1e-9), 1)
     return {k: dict(v) for k, v in out.items()}
 
 
-# %% ../nbs/14_run.ipynb #c040
+# %% ../nbs/14_run.ipynb #c068
 def _search(target: Target, engine, progress: Callable[[str, int, int], None]):
     "Search the questions for a model with the engine of the model before it."
     r, path, questions = target.recipe, target.trajectories, target.questions
-    done = {t["problem_id"] for t in read_jsonl(path)} if path.exists() else set()
-    if len(done) == len(questions):
+    done = {t.problem_id for t in continued_jsonl(path, Trajectory)}
+    left = [p for p in questions if p.id not in done]
+    if not left:
         return
     setup = SearchSetup(
         engine.tokenizer,
@@ -314,22 +501,22 @@ def _search(target: Target, engine, progress: Callable[[str, int, int], None]):
         context=engine.context,
     )
     phase = _Phase(target, "search", engine)
-    todo = ((p.id, search(p, setup)) for p in questions if p.id not in done)
-    for id, trajectory in drive(engine, todo, r.engine.in_flight):
+    todo = ((p.id, search(p, setup)) for p in left)
+    for n, (_, trajectory) in enumerate(drive(engine, todo, r.engine.in_flight), 1):
         append_jsonl(path, [trajectory])
-        done.add(id)
         rate = phase.used()["output_tokens"] / (time.time() - phase.start)
-        progress(f"searching|{rate:.0f} tokens/s", len(done), len(questions))
+        progress(f"searching|{rate:.0f} tokens/s", len(questions) - len(left) + n, len(questions))
     phase.end()
 
 
-# %% ../nbs/14_run.ipynb #c042
+# %% ../nbs/14_run.ipynb #c070
 def search_figures(trajectories: list[Trajectory]) -> dict:
     "How a search went, in counts."
     steps = [s for t in trajectories for s in t.steps]
     unusable = Counter()
     for c in (c for s in steps for c in s.candidates if c.problem):
         unusable[c.problem] += c.count
+    relabelled = sum(c.relabelled for s in steps for c in s.candidates)
     return {
         "questions": len(trajectories),
         "ended": dict(Counter(t.ended for t in trajectories)),
@@ -338,18 +525,23 @@ def search_figures(trajectories: list[Trajectory]) -> dict:
         "unusable_candidates": dict(unusable),
         "output_tokens": sum(t.output_tokens for t in trajectories),
         "judge": judge_stats([s.judgements for s in steps]),
-    }
+    } | ({"relabelled_candidates": relabelled} if relabelled else {})
 
 
+def _found(target: Target) -> dict[str, Trajectory]:
+    "Problem id -> trajectory of the searches for a model; a row that is there twice counts once."
+    return {t.problem_id: t for t in read_jsonl(target.trajectories, Trajectory)}
+
+
+# %% ../nbs/14_run.ipynb #c073
 def _pairs(target: Target) -> tuple[list[StepPair], dict[str, int]]:
     "Pairs and their table, in the order of the questions, whatever order the problems finished in."
-    questions = target.questions
-    by_id = {t.problem_id: t for t in read_jsonl(target.trajectories, Trajectory)}
+    questions, by_id = target.questions, _found(target)
     answers = {q.id: q.answer for q in questions}
     return make_pairs([by_id[q.id] for q in questions], target.recipe.pairs, answers, target.domain)
 
 
-# %% ../nbs/14_run.ipynb #c046
+# %% ../nbs/14_run.ipynb #c075
 def _why_none(target: Target, fates: dict[str, int]) -> str:
     "What to say when a search gave no pair: what became of its steps and its candidates."
 
@@ -357,7 +549,7 @@ def _why_none(target: Target, fates: dict[str, int]) -> str:
         return ", ".join(f"{what} {k}" for what, k in counts.items())
 
     said = f"{target.trajectories}: no pair to train on; {told(fates)}"
-    unusable = search_figures(read_jsonl(target.trajectories, Trajectory))["unusable_candidates"]
+    unusable = search_figures(list(_found(target).values()))["unusable_candidates"]
     if unusable:
         said += f"; candidates that could not be used: {told(unusable)}"
     if "length" in unusable:
@@ -367,17 +559,17 @@ def _why_none(target: Target, fates: dict[str, int]) -> str:
     return f"{said}. `psr_nb report {where}` shows them; changed settings need a folder of their own"
 
 
-# %% ../nbs/14_run.ipynb #c049
+# %% ../nbs/14_run.ipynb #c078
 def made_of(run: Run, arm: str, n: int) -> dict:
     "What made model `n`: search, pairs and training in figures."
     target, training = Target(run, arm, n), Path(run.model(arm, n)) / "training.json"
     out = {"costs": costs(target.folder)}
     if training.is_file():
-        out["training"] = json.loads(training.read_text())
+        out["training"] = json_file(training)
     if n == 1:
         return out | {"pairs": 0}
     pairs, table = _pairs(target)
-    figures = search_figures(read_jsonl(target.trajectories, Trajectory))
+    figures = search_figures(list(_found(target).values()))
     return out | {
         "pairs": len(pairs),
         "pair_table": dict(sorted(table.items())),
@@ -386,7 +578,22 @@ def made_of(run: Run, arm: str, n: int) -> dict:
     }
 
 
-# %% ../nbs/14_run.ipynb #c051
+# %% ../nbs/14_run.ipynb #c080
+def domain_folder(name: str) -> str | None:
+    "The folder in which this process found the module of a recipe's own domain, None for a built-in one."
+    module = sys.modules.get(name.partition(":")[0].partition(".")[0]) if ":" in name else None
+    places = [*getattr(module, "__path__", []), getattr(module, "__file__", None)]
+    return str(Path(places[0]).resolve().parent) if module and places[0] else None
+
+
+def _imported(recipe: dict, domain_from: str | None) -> Recipe:
+    "A job's recipe, its domain imported."
+    if domain_from and domain_from not in sys.path:
+        sys.path.append(domain_from)
+    return as_recipe(recipe)
+
+
+# %% ../nbs/14_run.ipynb #c083
 def _measure(target: Target, engine, progress: Callable[[str, int, int], None]):
     "Evaluate a model at solving and judging, and write its metrics.json."
     r, folder, run = target.recipe, target.folder, target.run
@@ -405,9 +612,16 @@ def _measure(target: Target, engine, progress: Callable[[str, int, int], None]):
     write_whole(folder / "metrics.json", json.dumps(named | figures | made, indent=1))
 
 
-def engine_job(recipe: dict, path: str, arm: str, n: int, progress: Callable[[str, int, int], None]) -> None:
+def engine_job(
+    recipe: dict,
+    path: str,
+    arm: str,
+    n: int,
+    progress: Callable[[str, int, int], None],
+    domain_from: str | None = None,
+) -> None:
     "Evaluate model `n` of an arm, if it is this arm's to evaluate, and search for model `n + 1`."
-    target = Target(Run(as_recipe(recipe), Path(path)), arm, n)
+    target = Target(Run(_imported(recipe, domain_from), Path(path)), arm, n)
     progress(f"loading M{n}", 0, 1)
     engine = open_engine(target.run.model(arm, n), target.recipe.engine)
     if not _measured(target):
@@ -416,7 +630,7 @@ def engine_job(recipe: dict, path: str, arm: str, n: int, progress: Callable[[st
         _search(replace(target, n=n + 1), engine, progress)
 
 
-# %% ../nbs/14_run.ipynb #c052
+# %% ../nbs/14_run.ipynb #c084
 def _measured(target: Target) -> bool:
     "Are a model's figures there, or another arm's to make? M1 is the first arm's."
     others = target.n == 1 and target.arm != target.recipe.arms[0]
@@ -426,18 +640,20 @@ def _measured(target: Target) -> bool:
 def _searched(target: Target) -> bool:
     "Are there trajectories of all questions for this model?"
     path, wanted = target.trajectories, target.recipe.questions[target.n - 2]
-    return path.exists() and path.read_bytes().count(b"\n") >= wanted
+    if not path.exists() or path.read_bytes().count(b"\n") < wanted:
+        return False
+    return len({row["problem_id"] for _, row in iter_jsonl(path) if isinstance(row, dict)}) >= wanted
 
 
-# %% ../nbs/14_run.ipynb #c055
+# %% ../nbs/14_run.ipynb #c087
 def _make_m1(target: Target, out: Path, seed: int, progress: Callable[[str, int, int], None]):
     "Fine-tune the run's base model on its IFT and EFT rows."
     run, r, domain = target.run, target.recipe, target.domain
     base = run.model(target.arm, 0)
-    tok = load_tokenizer(base)
-    ift = [ift_ids(tok, domain, x) for x in read_jsonl(run.data("ift"), IFTRow)]
-    eft = [eft_ids(tok, domain, x) for x in read_jsonl(run.data("eft"), EFTRow)]
-    ids, left_out = mixed(ift, eft, r.sft.eft_share, seed)
+    tok = load_tokenizer(base, r.engine)
+    ift, eft = read_jsonl(run.data("ift"), IFTRow), read_jsonl(run.data("eft"), EFTRow)
+    rows, left_out = mixed(ift, eft, r.sft.eft_share, seed)
+    ids = (ift_ids(tok, domain, x) if isinstance(x, IFTRow) else eft_ids(tok, domain, x) for x in rows)
     if left_out:
         warnings.warn(f"{left_out} rows are left out for sft.eft_share = {r.sft.eft_share}", stacklevel=2)
     train_sft(base, ids, out, r.sft, seed, progress)
@@ -454,10 +670,18 @@ def _make_next(target: Target, out: Path, seed: int, progress: Callable[[str, in
     train_dpo(run.model(target.arm, target.n - 1), pairs, out, r.dpo, seed, reference, progress)
 
 
-# %% ../nbs/14_run.ipynb #c056
-def train_job(recipe: dict, path: str, arm: str, n: int, progress: Callable[[str, int, int], None]) -> None:
+# %% ../nbs/14_run.ipynb #c088
+def train_job(
+    recipe: dict,
+    path: str,
+    arm: str,
+    n: int,
+    progress: Callable[[str, int, int], None],
+    domain_from: str | None = None,
+) -> None:
     "Make model `n`: M1 by fine-tuning, later ones by step-wise DPO on the pairs of their trajectories."
-    target = Target(Run(as_recipe(recipe), Path(path)), arm, n)
+    target = Target(Run(_imported(recipe, domain_from), Path(path)), arm, n)
+    trust_settings(target.recipe.engine)
     phase = _Phase(target, "train")
     seed = seed_of(target.recipe.seed, "train", n) % 2**31
     progress(f"loading M{n - 1}", 0, 1)
@@ -466,7 +690,79 @@ def train_job(recipe: dict, path: str, arm: str, n: int, progress: Callable[[str
     phase.end()
 
 
-# %% ../nbs/14_run.ipynb #c060
+# %% ../nbs/14_run.ipynb #c092
+def _needed(target: Target) -> bool:
+    "Is there work left that loads this model?"
+    run, n = target.run, target.n
+    arms = run.recipe.arms if n == 1 else [target.arm]
+    later = [Target(run, arm, n + 1) for arm in arms if n < run.last]
+    if n == 1 and run.recipe.dpo.reference == "M1":
+        later += [Target(run, arm, m) for arm, m, _ in run.models if m > 2]
+    undone = [t for t in later if not ((t.folder / "model").exists() and _searched(t))]
+    return bool(undone) or not _measured(target)
+
+
+def _model_fault(target: Target) -> str:
+    "What is wrong with a model's folder, '' if nothing. A whole one of an earlier version gets its manifest."
+    model = target.folder / "model"
+    if not model.exists():
+        return ""
+    fault = folder_fault(model, may_miss=not _needed(target))
+    if not fault:
+        shutil.rmtree(f"{model}.training", ignore_errors=True)  # of a kill before the clean-up
+        if not (model / MANIFEST).exists() and not folder_fault(model):
+            seal(model)
+    return fault
+
+
+# %% ../nbs/14_run.ipynb #c095
+def _metrics_fault(folder: Path) -> str:
+    "What is wrong with a model's metrics.json, '' if nothing or if it is not there."
+    metrics, rows = folder / "metrics.json", folder / "evaluation.jsonl"
+    if not metrics.exists():
+        return ""
+    try:
+        n = int(json_file(metrics)["n"])
+    except (InputError, KeyError, TypeError, ValueError):
+        return "is damaged"
+    return f"is of {n} problems, not of {_rows_in(rows)}" if rows.exists() and _rows_in(rows) < n else ""
+
+
+def _damaged(target: Target) -> dict[Path, str]:
+    "Files and folders of a model that are not whole, and what is wrong with them."
+    folder = target.folder
+    pairs = folder / "pairs.jsonl"
+    torn = pairs.exists() and (torn_bytes(pairs) or not pairs.stat().st_size)
+    found = {folder / "model": _model_fault(target), folder / "metrics.json": _metrics_fault(folder)}
+    return {path: fault for path, fault in (found | {pairs: "is torn" if torn else ""}).items() if fault}
+
+
+# %% ../nbs/14_run.ipynb #c099
+def _cut_rows(folder: Path) -> list[str]:
+    "Cut off what is torn at the end of a model's files of rows; a sentence for each."
+    files = [folder / f"{name}.jsonl" for name in ("trajectories", "evaluation", "judge_test", "phases")]
+    torn = {file: cut_torn(file) for file in files if file.is_file()}
+    return [f"{file}: {n} torn bytes at its end are cut off and done again" for file, n in torn.items() if n]
+
+
+def mend(run: Run) -> list[str]:
+    """Remove what is damaged in a run's folder, so that the phase which made it does it again.
+
+    A sentence for each. The run must be locked: half-written files count as nobody's."""
+    clear_parts(run.path)
+    said = []
+    for arm, n, folder in sorted(
+        run.models, key=lambda m: -m[1]
+    ):  # the last ones say which others are needed
+        said += _cut_rows(folder)
+        for path, fault in _damaged(Target(run, arm, n)).items():
+            said.append(f"{path}: {fault}; it is made again")
+            with saving_to(path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return said
+
+
+# %% ../nbs/14_run.ipynb #c103
 class _Bar:
     "One line of progress for each arm: a bar on a terminal or in a notebook, plain lines elsewhere."
 
@@ -497,23 +793,7 @@ class _Bar:
             print(f"{title} {total}, {time.time() - self.start:.0f} s", file=sys.stderr, flush=True)
 
 
-# %% ../nbs/14_run.ipynb #c063
-def locked(path: Path, patience: float = 10):
-    "The open lock file of a run folder. InputError while another process works in it, after so many seconds."
-    f = open(path / ".lock", "w")
-    until = time.time() + patience  # the child of a killed run may need a moment to notice
-    while True:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return f
-        except OSError as e:
-            if time.time() > until:
-                f.close()
-                said = f"{path}: another process is at work in this run; wait for it or stop it"
-                raise InputError(said) from e
-            time.sleep(0.1)
-
-
+# %% ../nbs/14_run.ipynb #c107
 @dataclass
 class _Work:
     "A run under way, what its children share, and what stops them all."
@@ -526,6 +806,7 @@ class _Work:
         "Run one job of a target in a child process."
         r = self.run.recipe
         arguments = {"recipe": asdict(r), "path": str(self.run.path), "arm": target.arm, "n": target.n}
+        arguments["domain_from"] = domain_folder(r.domain)
         threads = max(1, (os.cpu_count() or 1) // min(r.parallel, len(r.arms)))
 
         def progress(what, done, total):
@@ -535,13 +816,15 @@ class _Work:
         run_job(f"psr_nb.run:{job}", arguments, log, progress, threads, (self.lock,), self.stopped)
 
 
-# %% ../nbs/14_run.ipynb #c066
+# %% ../nbs/14_run.ipynb #c110
 def _run_arm(work: _Work, arm: str, bar: _Bar):
     "Everything of one arm that is not done yet, from M1's evaluation on."
     for n in range(1, work.run.last + 1):
         target = Target(work.run, arm, n)
         if n > 1 and not (target.folder / "model").exists():
             work.child("train_job", target, bar)
+        elif n > 1 and not (target.folder / "pairs.jsonl").exists():  # lost, where the model was not
+            write_jsonl(target.folder / "pairs.jsonl", _pairs(target)[0])
         searched = n == work.run.last or _searched(replace(target, n=n + 1))
         if not (_measured(target) and searched):
             work.child("engine_job", target, bar)
@@ -563,28 +846,40 @@ def _run_arms(work: _Work, bars: dict[str, _Bar]):
         raise
 
 
-# %% ../nbs/14_run.ipynb #c068
-def check_machine(r: Recipe):
-    "InputError for a setting that this machine can't follow: its attention, its engine."
+# %% ../nbs/14_run.ipynb #c112
+def check_machine(r: Recipe, path: str | Path = ".") -> dict:
+    "What `check_ready` finds. InputError for what this machine or the first model can't do."
     check_device(r.dpo)
-    engine_kind(model_path(r.model), r.engine)
+    trust_settings(r.engine)
+    run = Run(r, Path(path))
+    lengths = {"search.max_step_tokens": r.search.max_step_tokens}
+    if r.judge.verdict != "short":
+        lengths["judge.max_tokens"] = r.judge.max_tokens
+    trained = [folder for _, n, folder in run.models if n > 1 or r.start == "M0"]
+    missing = sum(not (folder / "model").exists() for folder in trained)
+    first = run.model(r.arms[0], 1)
+    model = first if os.path.exists(first) else model_path(r.model)
+    return check_ready(model, r.engine, Wanted(domain_named(r.domain), lengths, path, missing))
 
 
-# %% ../nbs/14_run.ipynb #c070
+# %% ../nbs/14_run.ipynb #c115
 def run(recipe: Recipe | str, path: str | Path, quiet: bool = False) -> Run:
     """Run a recipe in a folder, or continue it there.
 
     InputError for bad input, JobError if a child process failed."""
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    check_machine(recipe)
+    check_machine(recipe, path)
+    domain_named(recipe.domain)  # imported, for it is named in this call
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise InputError(f"{path}: not a folder that a run can be written to ({e.strerror})") from e
-    with locked(Path(path)) as f:
+    with locked(path, patience=10) as f:
         work = _Work(open_run(path, recipe), f.fileno(), threading.Event())
         bars = {arm: _Bar(arm, i, quiet) for i, arm in enumerate(recipe.arms)}
         first = Target(work.run, recipe.arms[0], 1)
+        for damage in mend(work.run):
+            warnings.warn(damage, stacklevel=2)
         try:
             if recipe.start == "M0" and not Path(work.run.model(first.arm, 1)).exists():
                 work.child("train_job", first, bars[first.arm])

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = [
+    "StepScores",
     "Tree",
     "tree_of",
     "visible",
     "masks",
     "tree_batch",
-    "StepScores",
     "learn_trees",
     "step_log_probs",
     "fits_trees",
@@ -24,6 +24,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from .engines.scores import Scores, own_logits
 from .records import StepPair
 
 
@@ -143,7 +144,8 @@ def _padded(rows: list[list[int]], fill: int) -> Tensor:
 
 def tree_batch(tree: Tree, pad: int) -> dict:
     """Tensors for a trainer. TRL's columns are (2P, 1 + longest step), the chosen of P pairs first. `tree`
-    has the row (1, T), the N rows of logits that are needed, and from which of them each token is read."""
+    has the row (1, T), the N rows of logits that are needed, from which of them each token is read, and how
+    many sequences each token stands for."""
     chosen, rejected = zip(*tree.steps, strict=True)
     steps = chosen + rejected
     before = [[tree.parents[i] for i in step] for step in steps]
@@ -152,6 +154,7 @@ def tree_batch(tree: Tree, pad: int) -> dict:
     read = [[place[node] for node in nodes] for nodes in before]
     ids = [[pad] + [tree.ids[i] for i in step] for step in steps]
     real = [[0] + [1] * len(step) for step in steps]
+    see = visible(tree)
     return {
         "input_ids": _padded(ids, pad),
         "completion_mask": _padded(real, 0),
@@ -159,7 +162,8 @@ def tree_batch(tree: Tree, pad: int) -> dict:
         "tree": {
             "ids": torch.tensor([tree.ids]),
             "depths": torch.tensor([tree.depths]),
-            "visible": visible(tree),
+            "visible": see,
+            "times": see[[step[-1] for step in steps]].sum(0),
             "rows": torch.tensor(rows),
             "read": _padded(read, 0),
         },
@@ -167,16 +171,7 @@ def tree_batch(tree: Tree, pad: int) -> dict:
 
 
 # %% ../nbs/08_tree.ipynb #c032
-@dataclass
-class StepScores:
-    """What TRL reads from a model's output, each (2P, longest step). The metrics that need the whole
-    vocabulary are left at 0."""
-
-    log_probs: Tensor
-    entropy: Tensor
-    mean_logits: Tensor
-    is_top1: Tensor
-    aux_loss: None = None
+StepScores = Scores  # what TRL reads from a model's output, each (2P, longest step)
 
 
 def _tree_scores(model, plain, tree: dict, labels: Tensor) -> StepScores:
@@ -230,11 +225,10 @@ def step_log_probs(model, batch: dict) -> Tensor:
 def _alone(model, prompt: list[int], ids: list[int]) -> Tensor:
     "Log-probability of the step `ids` in a sequence of its own."
     device = model.get_input_embeddings().weight.device
-    sequence = torch.tensor([prompt + ids], device=device)
-    logits = model(sequence, use_cache=False).logits[0]
+    sequence = torch.tensor(prompt + ids, device=device)
     start = len(prompt)
-    log_probs = logits[start - 1 : -1].float().log_softmax(-1)
-    return log_probs.gather(1, sequence[0, start:, None]).sum()
+    log_probs = own_logits(model, sequence)[start - 1 : -1].log_softmax(-1)
+    return log_probs.gather(1, sequence[start:, None]).sum()
 
 
 @torch.no_grad()
@@ -244,7 +238,7 @@ def fits_trees(model, pairs: list[StepPair], tolerance: float = 1e-3) -> bool:
     batch = tree_batch(tree_of([pairs]), 0)
     try:
         by_tree = step_log_probs(model, batch).sum(1).float()
-    except (TypeError, ValueError, KeyError, RuntimeError, NotImplementedError):
+    except Exception:  # whatever a model says that can't take a tree
         return False
     steps = [(p.prompt_ids, p.chosen_ids) for p in pairs]
     steps += [(p.prompt_ids, p.rejected_ids) for p in pairs]

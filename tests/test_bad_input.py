@@ -1,6 +1,7 @@
 "Every kind of bad input ends in one line that says what and where, and exit code 2."
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from test_fuzz import said
 
 FAST = ("run", "fast")
 
@@ -46,6 +48,139 @@ OK = {"id": "1", "question": "Tom has 14 apples. Tom buys 23 more. How many appl
 )
 def test_question_files(psr, tmp_path, rows, words):
     refused(psr(*FAST, "--questions", lines(tmp_path / "q.jsonl", *rows), "--out", tmp_path / "run"), *words)
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{n}: &{n} [{','.join(9 * [f'*{m}'])}]\n" for m, n in zip("abcdefgh", "bcdefghi", strict=True)
+)
+DEEP, LONG, MANY = "[" * 100_000, "x" * 300, "7" * 6000
+
+
+def refused_here(argv, *words):
+    "In this process, in one line and within ten seconds."
+    code, _, err = said([str(a) for a in argv])
+    assert code == 2 and err.count("\n") == 1 and err.startswith("psr_nb: ") and err[:-1].isprintable(), (
+        code,
+        err,
+    )
+    for w in words:
+        assert w in err, (w, err)
+
+
+@pytest.mark.parametrize(
+    "text, word",
+    [
+        ("{search: [", "not YAML"),
+        ("name: !!python/object/apply:os.system [true]", "could not determine a constructor"),
+        ("name: x\nmodel: y\nname: z", "line 3: 'name' is there twice"),
+        ("- 1", "expected settings, found list"),
+        (BOMB, "stand for too much"),
+        ("a: &a [*a]", "stand for too much"),
+        (DEEP[:9_000], "nested too deep"),
+        (f"name: x\nmodel: y\nseed: {MANY}", "4300 digits"),
+        (b"\xff\xfea", "not UTF-8 text"),
+        ("name: x\nmodel: y\nseed: 2024-13-45", "month must be in 1..12"),
+        ("name: x\nmodel: y\narms: judge", "arms: expected list, not 'judge'"),
+        ("name: x\nmodel: y\nsearch: {top_p: .nan}", "search.top_p: expected a finite number"),
+        ("name: x\nmodel: y\nparallel: 1000000000000", "parallel: 1000000000000 is more than 1,000"),
+        ('name: x\nmodel: y\n"\\e[2J": 1', "\\x1b[2J: no such setting"),
+        ("x" * 300_000, "300,000 characters of YAML"),
+    ],
+)
+def test_recipe_files(tmp_path, text, word):
+    (tmp_path / "r.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    refused_here(
+        ["run", tmp_path / "r.yaml", "--out", tmp_path / "run"], "r.yaml" if word[:3] == "not" else "", word
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "line, word",
+    [
+        ("run fast --set name=[1", "--set name=[1: not YAML"),
+        ("run fast --set name=!!python/name:os.system", "could not determine a constructor"),
+        ("run fast --set search.w.x=3", "search.w: expected settings, not 4"),
+        ("run fast --set domain=':'", "domain: could not import ':'"),
+        ("run fast --set domain=os:system", "'os:system' is no Domain"),
+        ("run fast --set domain=.:x", "could not import '.:x'"),
+        (f"run fast --set seed={MANY}", "4300"),
+        (f"run fast --set name={DEEP[:9_000]}", "nested too deep"),
+        ("grade --workers -1 a.jsonl", "--workers: -1 is less than 1"),
+        ("grade --seconds -1 a.jsonl", "--seconds: -1.0 is less than 0.01"),
+        ("grade --seconds nan a.jsonl", "--seconds: expected a number, not 'nan'"),
+        (f"grade {LONG}", "name too long"),
+        ("report runs --sample -1", "--sample: -1 is less than 0"),
+        ("eval --model m --bench q=a.jsonl --limit 0", "--limit: 0 is less than 1"),
+        (
+            "eval --model m --bench q=a.jsonl --samples 1000000000000",
+            "--samples: 1000000000000 is more than 10,000",
+        ),
+        (f"eval --model m --bench {LONG}.jsonl", "no such file"),
+        (f"report {LONG}", "name too long"),
+        (f"run fast --questions {LONG}", "no such file"),
+        (f"run {LONG}", "no such recipe"),
+        (f"data ift {LONG}", "no such file"),
+        ("bench search --limit 0", "--limit: 0 is less than 1"),
+        ("bench dpo --model nowhere/x/y", "nowhere/x/y"),
+        ("data prm /dev/zero --model m", "/dev/zero: a pipe, a socket or a device"),
+        ("nothing", "invalid choice: 'nothing'"),
+    ],
+)
+def test_command_lines(tmp_path, monkeypatch, line, word):
+    monkeypatch.chdir(tmp_path)
+    refused_here(line.split(), word)
+
+
+FILES = (
+    ["run", "fast", "--questions", "FILE"],
+    ["run", "fast", "--set", "data.eft=FILE"],
+    ["run", "FILE"],
+    ["grade", "FILE"],
+    ["data", "ift", "FILE"],
+    ["data", "prm", "FILE", "--model", "m"],
+    ["eval", "--model", "m", "--bench", "ours=FILE"],
+    ["judge-eval", "--model", "m", "--pairs", "FILE"],
+)
+
+
+@pytest.mark.parametrize("argv", FILES, ids=lambda argv: " ".join(argv[:4]))
+def test_a_pipe_is_no_file(tmp_path, monkeypatch, argv):
+    "Nobody writes into it, and a reader would wait for ever."
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    refused_here([a.replace("FILE", f"{tmp_path}/pipe.jsonl") for a in argv], "a pipe, a socket or a device")
+
+
+@pytest.mark.parametrize("argv", FILES[3:], ids=lambda argv: " ".join(argv[:3]))
+@pytest.mark.parametrize(
+    "text", [DEEP, MANY, "null", "\xff\xfe", '{"gold": "\x1b[2J', "[1, 2]"], ids=lambda t: t[:9]
+)
+def test_rows_that_are_none(tmp_path, monkeypatch, argv, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "q.jsonl").write_bytes(text.encode("latin-1") + b"\n")
+    refused_here([a.replace("FILE", f"{tmp_path}/q.jsonl") for a in argv], "q.jsonl")
+
+
+def test_fields_that_hold_something_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for row, word in (
+        ({"question": "2+2?", "answer": {"a": 1}}, "column 'answer': expected text, a number or a list"),
+        ({"question": ["2+2?"]}, "column 'question': expected text, found"),
+        ({"question": "2\ud83c?"}, "column 'question': \\ud83c is half of a character"),
+        ({"id": [1], "question": "2+2?"}, "column 'id': expected text or a number"),
+        ({"question": "2+2?", "answer": 1e400}, "column 'answer': a number that is too large"),
+    ):
+        q = lines(tmp_path / "q.jsonl", OK, row)
+        refused_here(["run", "fast", "--questions", q, "--out", tmp_path / "run"], "q.jsonl:2: ", word)
+
+
+def test_a_folder_that_can_not_be_written_to(tmp_path):
+    "A file stands where a folder should be; as root nothing is read-only."
+    lines(tmp_path / "file", OK)
+    gold = lines(tmp_path / "gsm.jsonl", {"question": "2+2?", "answer": "2+2=4\n#### 4"})
+    refused_here(["data", "ift", f"gsm8k={gold}", "--out", tmp_path / "file/ift"], "file/ift")
+    refused_here(["run", "fast", "--out", tmp_path / "file/run"], "file/run", "not a folder")
 
 
 def test_missing_files(psr, tmp_path):

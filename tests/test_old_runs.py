@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from psr_nb.files import packaged
+from psr_nb.files import folder_fault, packaged
+from psr_nb.recipe import load_recipe
+from psr_nb.records import InputError
+from psr_nb.run import mend, open_run
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
 SETTINGS = {
@@ -91,7 +94,9 @@ def test_a_whole_run_has_nothing_left_to_do(psr, copied):
     done = psr(*RUN, "--out", run)
     assert done.returncode == 0, done.stderr
     assert {p: p.read_bytes() for p in before} == before
-    assert {p.name for p in run.rglob("*") if p.is_file() and p not in before} == {".lock", "report.html"}
+    new = [p for p in run.rglob("*") if p.is_file() and p not in before]
+    assert {p.name for p in new} == {".lock", "report.html", "manifest.json"}
+    assert folder_fault(run) == folder_fault(run / "M1/model") == ""  # M2's weights are left out
 
 
 def test_another_recipe_is_refused(psr, copied):
@@ -113,6 +118,67 @@ def test_a_run_killed_in_its_search_is_continued(psr, copied):
             assert rows(run / model / name) == rows(FIXTURES / "run" / model / name), f"{model}/{name}"
         assert figures(run / model / "metrics.json") == figures(FIXTURES / "run" / model / "metrics.json")
     assert psr("report", run, "--json").stdout == (FIXTURES / "report.json").read_text("utf-8")
+
+
+def test_a_run_that_a_power_cut_damaged_is_continued(psr, copied):
+    "Without a sync, names came to the disk before contents."
+    run = copied("run")
+    for name in ("data/test.jsonl", "M1/metrics.json", "M1/evaluation.jsonl", "M2/pairs.jsonl"):
+        (run / name).write_text("")
+    cut(run / "M2/phases.jsonl", 1)
+    done = psr(*RUN, "--out", run)
+    assert done.returncode == 0, done.stderr
+    for said in (
+        "data/test.jsonl: lost",
+        "M1/metrics.json: is damaged",
+        "M2/pairs.jsonl: is torn",
+        "torn bytes",
+    ):
+        assert said in done.stderr
+    for name in ("data/test.jsonl", "M1/evaluation.jsonl", "M2/pairs.jsonl"):
+        assert rows(run / name) == rows(FIXTURES / "run" / name), name
+    assert figures(run / "M1/metrics.json") == figures(FIXTURES / "run/M1/metrics.json")
+
+
+def test_a_torn_model_is_trained_again(copied):
+    run = open_run(copied("run"), load_recipe("fast", **SETTINGS | {"questions": [8]}))
+    (run.path / "M1/model.training/checkpoint-5").mkdir(parents=True)  # of a kill before the clean-up
+    assert mend(run) == []
+    assert not (run.path / "M1/model.training").exists()
+    weights = run.path / "M1/model/model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-4096])
+    [said] = mend(run)
+    assert f"model.safetensors has {len(whole) - 4096} bytes of {len(whole)}; it is made again" in said
+    assert not weights.parent.exists()
+
+
+@pytest.mark.parametrize(
+    "name, old, new, refused",
+    [
+        ("recipe.yaml", "schema: 1", "schema: 2", "schema 2"),
+        ("recipe.yaml", "torch: 2", "torch: 1", "other libraries (torch 1"),
+        ("recipe.yaml", "w: 4", "w: 5", "search.w: 5 there, 4 here"),
+        ("data/test.jsonl", "\n", None, "data/test.jsonl has"),
+        ("data/test.jsonl", "7", "8", "data/test.jsonl is not what was written"),
+        ("recipe.yaml", "", None, "no recipe.yaml"),
+    ],
+)
+def test_a_folder_that_was_changed_is_refused(copied, name, old, new, refused):
+    recipe = load_recipe("fast", **SETTINGS | {"questions": [8]})
+    run = open_run(copied("run"), recipe).path
+    text = (run / name).read_text("utf-8")
+    if not old:
+        (run / name).unlink()
+        recipe = load_recipe("fast", **SETTINGS | {"questions": [8], "seed": 1})
+    elif new is None:
+        (run / name).write_text(text[: text.rindex(old, 0, -1) + 1], "utf-8")
+    else:
+        assert old in text
+        (run / name).write_text(text.replace(old, new), "utf-8")
+    with pytest.raises(InputError) as e:
+        open_run(run, recipe)
+    assert refused in str(e.value)
 
 
 def test_an_evaluation_is_continued(psr, copied):

@@ -39,6 +39,7 @@ from ..dpo import DPOSettings, step_dpo_trainer
 from ..engine import EngineSettings, generate, load_tokenizer
 from ..engines.choose import engine_kind, open_engine
 from ..engines.transformers import TransformersEngine, load_model
+from ..files import model_path
 from ..judge import JudgeSettings, adaptive, agreement, knockout, round_robin
 from ..prompts import Domain
 from ..records import InputError, Judgement, Problem, Request, StepPair, Trajectory
@@ -254,7 +255,11 @@ def bench_dpo(
     from tqdm.auto import tqdm
 
     folder, rows = Path(tempfile.mkdtemp()), []
-    random_models(folder, **small)
+    if model:
+        model = model_path(model)
+        load_tokenizer(model)  # says what is missing, before anything is measured
+    else:
+        random_models(folder, **small)
     policy, reference = (model or str(folder / name) for name in ("policy", "reference"))
     with tqdm(total=3 * len(lengths), disable=None, desc="step-DPO") as bar:
         for L in lengths:

@@ -33,8 +33,8 @@ from pathlib import Path
 
 import yaml
 
-from ..records import InputError
-from .data import add_data_commands
+from ..records import InputError, one_line, why_unread
+from .data import DTYPES, SEED, TEMPERATURE, TOKENS, TOP_P, add_data_commands, number, whole
 
 
 # %% ../../nbs/cli/main.ipynb #c006
@@ -42,7 +42,8 @@ def _adder(commands):
     "`add(name, function, help)`, which makes a subcommand of a parser and returns its own parser."
 
     def add(name, function, help):
-        c = commands.add_parser(name, help=help, description=help)
+        shown = help.replace("%", "%%")  # argparse formats it, and the description too
+        c = commands.add_parser(name, help=shown, description=shown)
         c.set_defaults(run_command=function)
         return c
 
@@ -52,15 +53,14 @@ def _adder(commands):
 # %% ../../nbs/cli/main.ipynb #c010
 def _settings(pairs: list[str]) -> dict:
     "`--set a.b=value` as {'a.b': value}; values are read as YAML."
+    from psr_nb.recipe import yaml_value
+
     out = {}
     for pair in pairs:
         name, eq, value = pair.partition("=")
-        if not eq:
+        if not (eq and all(name.split("."))):
             raise InputError(f"--set {pair}: give it as section.setting=value")
-        try:
-            out[name] = yaml.safe_load(value)
-        except yaml.YAMLError as e:
-            raise InputError(f"--set {pair}: the value is not YAML ({' '.join(str(e).split())})") from e
+        out[name] = yaml_value(value, f"--set {pair}")
     return out
 
 
@@ -124,7 +124,7 @@ def demo(args):
 def _add_demo(add):
     c = add("demo", demo, "run the loop M1 to M4 on the embedded model, with its random-pair control")
     c.add_argument("--out", default="runs/demo", help="run folder (default %(default)s)")
-    c.add_argument("--seed", type=int, default=0)
+    c.add_argument("--seed", type=SEED, default=0)
 
 
 # %% ../../nbs/cli/main.ipynb #c026
@@ -150,7 +150,7 @@ def _add_run(add):
     c.add_argument("--model", help="model folder or hub id in place of the recipe's")
     c.add_argument("--questions", help="question file or hub data set to search on")
     c.add_argument("--test", help="held-out questions with answers")
-    c.add_argument("--seed", type=int)
+    c.add_argument("--seed", type=SEED)
     c.add_argument(
         "--set",
         action="append",
@@ -214,10 +214,11 @@ def _engine_options(c):
         default="auto",
         help="auto (default) takes vLLM where it is installed and worth it",
     )
-    c.add_argument("--dtype", default="auto", help="auto (default): bfloat16 on a GPU, float32 on a CPU")
+    how = "auto (default): bfloat16 on a GPU, float32 on a CPU"
+    c.add_argument("--dtype", choices=DTYPES, default="auto", help=how)
     c.add_argument(
         "--batch-tokens",
-        type=int,
+        type=whole(1, 10**8),
         default=65536,
         help="of a batch, prompts and completions; less takes less memory and writes rows sooner "
         "(default %(default)s; transformers only)",
@@ -227,14 +228,28 @@ def _engine_options(c):
         action="store_true",
         help="vLLM on a CPU: compile the model, which pays after a quarter of an hour",
     )
+    more = "any other setting of the engine, such as engine.replicas=8; may be repeated"
+    c.add_argument("--set", action="append", default=[], metavar="engine.SETTING=VALUE", help=more)
 
 
 # %% ../../nbs/cli/main.ipynb #c041
 def _engine(args):
     "The engine's settings from the command line."
     from psr_nb.engine import EngineSettings
+    from psr_nb.records import as_settings
 
-    return EngineSettings(args.engine, args.dtype, max_batch_tokens=args.batch_tokens, compile=args.compile)
+    row = {
+        "kind": args.engine,
+        "dtype": args.dtype,
+        "max_batch_tokens": args.batch_tokens,
+        "compile": args.compile,
+    }
+    for name, value in _settings(args.set).items():
+        section, _, setting = name.partition(".")
+        if section != "engine":
+            raise InputError(f"--set {name}: here only engine.SETTING=VALUE can be set")
+        row[setting] = value
+    return as_settings(EngineSettings, row, "--set engine")
 
 
 def _domain_and_engine_options(c):
@@ -264,15 +279,20 @@ def _solving_options(c):
         default="greedy",
         help="greedy (default), k samples, or self-guided search",
     )
-    c.add_argument("--samples", type=int, default=8, help="k, for --mode sample (default %(default)s)")
     c.add_argument(
-        "--w", type=int, default=6, help="candidates a step, for --mode search (default %(default)s)"
+        "--samples", type=whole(1, 10_000), default=8, help="k, for --mode sample (default %(default)s)"
     )
     c.add_argument(
-        "--temperature", type=float, default=0.5, help="of samples and candidates (default %(default)s)"
+        "--w",
+        type=whole(2, 1000),
+        default=6,
+        help="candidates a step, for --mode search (default %(default)s)",
     )
-    c.add_argument("--top-p", type=float, default=0.95)
-    c.add_argument("--seed", type=int, default=0)
+    c.add_argument(
+        "--temperature", type=TEMPERATURE, default=0.5, help="of samples and candidates (default %(default)s)"
+    )
+    c.add_argument("--top-p", type=TOP_P, default=0.95)
+    c.add_argument("--seed", type=SEED, default=0)
     _reading_option(c)
 
 
@@ -337,7 +357,7 @@ def _add_eval(add):
     c = add(
         "eval",
         evaluate_model,
-        "accuracy of models on benchmarks, with 95 %% intervals and paired comparisons",
+        "accuracy of models on benchmarks, with 95 % intervals and paired comparisons",
     )
     models = "model folder or hub id, or NAME=PATH; repeat it to compare models"
     c.add_argument("--model", required=True, action="append", help=models)
@@ -347,10 +367,13 @@ def _add_eval(add):
     )
     c.add_argument("--bench", required=True, action="append", help=benchmarks)
     _solving_options(c)
-    c.add_argument("--limit", type=int, help="only the first so many problems of each benchmark")
-    c.add_argument("--max-tokens", type=int, default=1024, help="per solution (default %(default)s)")
+    c.add_argument("--limit", type=whole(), help="only the first so many problems of each benchmark")
+    c.add_argument("--max-tokens", type=TOKENS, default=1024, help="per solution (default %(default)s)")
     c.add_argument(
-        "--max-step-tokens", type=int, default=256, help="per step, for --mode search (default %(default)s)"
+        "--max-step-tokens",
+        type=TOKENS,
+        default=256,
+        help="per step, for --mode search (default %(default)s)",
     )
     bad = "go on where a gold answer can't be graded; it counts as wrong"
     c.add_argument("--allow-bad-gold", action="store_true", help=bad)
@@ -390,20 +413,23 @@ def _judgement_bar(pairs: list):
 def evaluate_the_judge(args):
     "psr_nb judge-eval"
     from psr_nb.engines.choose import open_engine
+    from psr_nb.engines.ready import Wanted, check_ready
     from psr_nb.evaluate import evaluate_judge, judge_accuracy
     from psr_nb.evaluation.judges import load_judge_test
-    from psr_nb.files import model_path, same_settings
+    from psr_nb.files import locked, model_path, same_settings
     from psr_nb.judge import JudgeSettings
     from psr_nb.recipe import domain_named
 
     pairs, counts = load_judge_test(args.pairs, args.limit)
     domain, s, out = domain_named(args.domain), JudgeSettings(max_tokens=args.max_tokens), Path(args.out)
     path = model_path(args.model)
-    engine = open_engine(path, _engine(args))
-    same_settings(out, _judged_with(args, path, engine.tokenizer, domain, s))
-    bar, progress = _judgement_bar(pairs)
-    with bar:
-        rows = evaluate_judge(engine, pairs, domain, out / "judgements.jsonl", s, progress)
+    check_ready(path, _engine(args), Wanted(domain, {"--max-tokens": args.max_tokens}))
+    with locked(out):
+        engine = open_engine(path, _engine(args))
+        same_settings(out, _judged_with(args, path, engine.tokenizer, domain, s))
+        bar, progress = _judgement_bar(pairs)
+        with bar:
+            rows = evaluate_judge(engine, pairs, domain, out / "judgements.jsonl", s, progress)
     print(json.dumps(counts | judge_accuracy(rows), indent=1))
 
 
@@ -416,27 +442,41 @@ def _add_judge_eval(add):
     c.add_argument("--model", required=True, help="model folder or hub id")
     pairs = "EFT rows, PRM800K or ProcessBench: a file or a hub data set"
     c.add_argument("--pairs", required=True, help=pairs)
-    c.add_argument("--limit", type=int, help="only the first so many pairs")
-    c.add_argument("--max-tokens", type=int, default=256, help="per judgement (default %(default)s)")
+    c.add_argument("--limit", type=whole(), help="only the first so many pairs")
+    c.add_argument("--max-tokens", type=TOKENS, default=256, help="per judgement (default %(default)s)")
     out = "folder for the judgements, continued if it exists (default %(default)s)"
     c.add_argument("--out", default="judge-evaluation", help=out)
     _domain_and_engine_options(c)
 
 
 # %% ../../nbs/cli/main.ipynb #c068
-def _check_row(where: str, row, allow_bad_gold: bool):
-    "InputError for a row that can't be graded."
-    from psr_nb.maths.grade import gold_problem
+def _an_answer(value) -> bool:
+    "Is a JSON value text, or a number and finite?"
+    return isinstance(value, str) or (type(value) in (int, float) and math.isfinite(value))
 
-    if not isinstance(row, dict) or not isinstance(row.get("gold"), (str, int, float)):
-        raise InputError(f"{where}: no 'gold' in this row")
+
+def _check_columns(where: str, row):
+    "InputError for a row whose columns hold what nothing can be compared with."
+    if not isinstance(row, dict) or not _an_answer(row.get("gold")):
+        raise InputError(f"{where}: no 'gold' in this row that is text or a number")
     if "answer" not in row and not isinstance(row.get("response"), str):
         raise InputError(f"{where}: neither 'answer' nor 'response' in this row")
-    tolerance = row.get("tolerance")
+    answer, tolerance = row.get("answer"), row.get("tolerance")
+    if answer is not None and not _an_answer(answer):
+        shown = json.dumps(answer)[:60]
+        raise InputError(f"{where}: the answer is {shown}; it should be text, a number or null")
     if tolerance is not None and (type(tolerance) not in (int, float) or not 0 <= tolerance < math.inf):
         raise InputError(
             f"{where}: the tolerance is {tolerance!r}; it should be a number that is not negative"
         )
+
+
+# %% ../../nbs/cli/main.ipynb #c072
+def _check_row(where: str, row, allow_bad_gold: bool):
+    "InputError for a row that can't be graded."
+    from psr_nb.maths.grade import gold_problem
+
+    _check_columns(where, row)
     problem = gold_problem(str(row["gold"]))
     if problem and not allow_bad_gold:
         raise InputError(
@@ -448,9 +488,9 @@ def _check_row(where: str, row, allow_bad_gold: bool):
 def _rows_to_grade(path: str, allow_bad_gold: bool) -> list[dict]:
     "The rows of a file of gold answers and answers. InputError names what can't be graded."
     from psr_nb.files import iter_jsonl
+    from psr_nb.records import refuse_irregular
 
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file")
+    refuse_irregular(path)
     rows = list(iter_jsonl(path))
     for where, row in rows:
         _check_row(where, row, allow_bad_gold)
@@ -459,7 +499,7 @@ def _rows_to_grade(path: str, allow_bad_gold: bool) -> list[dict]:
     return [row for _, row in rows]
 
 
-# %% ../../nbs/cli/main.ipynb #c071
+# %% ../../nbs/cli/main.ipynb #c075
 def _answer_in(row: dict, read: str) -> tuple[str | None, bool]:
     "(the answer of a row, was it read from the last sentence of its response?)"
     from psr_nb.maths.read import read_last_sentence, read_math_answer
@@ -486,7 +526,7 @@ def _graded(rows: list[dict], seconds: float, workers: int | None, read: str = "
             yield row | {"equal": equal, "note": note} | ({"from_sentence": True} if said else {})
 
 
-# %% ../../nbs/cli/main.ipynb #c074
+# %% ../../nbs/cli/main.ipynb #c078
 def _grade_summary(notes: Counter, right: int, sentences: Counter | None = None) -> str:
     """How many answers are equal, with an interval, and how that was decided.
 
@@ -517,7 +557,7 @@ def grade(args):
     print(_grade_summary(notes, right, sentences), file=sys.stderr)
 
 
-# %% ../../nbs/cli/main.ipynb #c078
+# %% ../../nbs/cli/main.ipynb #c082
 def _add_grade(add):
     c = add(
         "grade",
@@ -530,15 +570,15 @@ def _add_grade(add):
     )
     c.add_argument("file", help=file)
     seconds = "of the processor's time, for one comparison (default %(default)s)"
-    c.add_argument("--seconds", type=float, default=2.0, help=seconds)
-    c.add_argument("--workers", type=int, help="processes (default: one for each core, at most 8)")
+    c.add_argument("--seconds", type=number(0.01, 3600), default=2.0, help=seconds)
+    c.add_argument("--workers", type=whole(1, 256), help="processes (default: one for each core, at most 8)")
     c.add_argument(
         "--allow-bad-gold", action="store_true", help="count rows whose gold answer can't be graded as wrong"
     )
     _reading_option(c)
 
 
-# %% ../../nbs/cli/main.ipynb #c081
+# %% ../../nbs/cli/main.ipynb #c085
 def _bench_dpo(args):
     "psr_nb bench dpo"
     from psr_nb.cli.bench import bench_dpo
@@ -554,7 +594,7 @@ def _bench_dpo(args):
     print(f"ratios above 1 are in favour of the tree; measured on {on}")
 
 
-# %% ../../nbs/cli/main.ipynb #c085
+# %% ../../nbs/cli/main.ipynb #c089
 def _search_figures(args) -> dict:
     "What `bench_search` measures with the settings of the command line."
     from psr_nb.cli.bench import bench_search
@@ -593,25 +633,31 @@ def _bench_search(args):
     print("measured on " + ", ".join(f"{k} {v}" for k, v in r["on"].items()))
 
 
-# %% ../../nbs/cli/main.ipynb #c088
+# %% ../../nbs/cli/main.ipynb #c092
 def _bench_search_options(c):
     "What is searched by `bench search`, and how."
     c.add_argument("--questions", help="search: question file or hub data set (default: the demo's)")
-    c.add_argument("--limit", type=int, default=64, help="search: so many questions (default %(default)s)")
+    c.add_argument(
+        "--limit", type=whole(), default=64, help="search: so many questions (default %(default)s)"
+    )
     busy = "search: so many questions to measure saturation on (default %(default)s)"
-    c.add_argument("--busy", type=int, default=192, help=busy)
-    c.add_argument("--w", type=int, default=6, help="search: candidates a step (default %(default)s)")
+    c.add_argument("--busy", type=whole(), default=192, help=busy)
+    c.add_argument(
+        "--w", type=whole(2, 1000), default=6, help="search: candidates a step (default %(default)s)"
+    )
     steps = "search: steps of a solution (default %(default)s)"
-    c.add_argument("--max-steps", type=int, default=20, help=steps)
-    c.add_argument("--max-rollbacks", type=int, default=5, help="search: of a solution (default %(default)s)")
+    c.add_argument("--max-steps", type=whole(1, 10_000), default=20, help=steps)
+    c.add_argument(
+        "--max-rollbacks", type=whole(0, 10**6), default=5, help="search: of a solution (default %(default)s)"
+    )
     tokens = "search: tokens of a step (default %(default)s)"
-    c.add_argument("--max-step-tokens", type=int, default=256, help=tokens)
+    c.add_argument("--max-step-tokens", type=TOKENS, default=256, help=tokens)
     judged = "search: tokens of a judgement (default %(default)s)"
-    c.add_argument("--max-tokens", type=int, default=256, help=judged)
+    c.add_argument("--max-tokens", type=TOKENS, default=256, help=judged)
     c.add_argument("--domain", default="math", help="search: math (default), arithmetic, or module:NAME")
 
 
-# %% ../../nbs/cli/main.ipynb #c091
+# %% ../../nbs/cli/main.ipynb #c095
 def bench(args):
     "psr_nb bench"
     return _bench_search(args) if args.what == "search" else _bench_dpo(args)
@@ -630,7 +676,7 @@ def _add_bench(add):
     )
     c.add_argument(
         "--L",
-        type=int,
+        type=whole(1, 1000),
         nargs="+",
         default=[3, 6, 9, 12],
         help="dpo: pairs in a trajectory (default 3 6 9 12)",
@@ -640,7 +686,7 @@ def _add_bench(add):
     _engine_options(c)
 
 
-# %% ../../nbs/cli/main.ipynb #c094
+# %% ../../nbs/cli/main.ipynb #c098
 def report(args):
     "psr_nb report"
     from psr_nb.dashboard.figures import save_figures
@@ -662,14 +708,14 @@ def _add_report(add):
     c.add_argument("--json", action="store_true", help=figures)
     c.add_argument("--out", help="HTML file (default RUN/report.html)")
     sample = "trajectories of each iteration to include (default %(default)s)"
-    c.add_argument("--sample", type=int, default=20, help=sample)
+    c.add_argument("--sample", type=whole(0), default=20, help=sample)
     c.add_argument("--figures", metavar="FOLDER", help="write the figures as SVG files instead")
     png = "with --figures: as PNG, which needs kaleido and Chrome or Chromium"
     c.add_argument("--png", action="store_true", help=png)
     c.add_argument("run", help="run folder")
 
 
-# %% ../../nbs/cli/main.ipynb #c099
+# %% ../../nbs/cli/main.ipynb #c103
 def _arm(run, given: str | None) -> str:
     "The arm asked for, or the first."
     if given not in (None, *run.recipe.arms):
@@ -693,14 +739,23 @@ def _judged_pairs(run, arm: str, args) -> dict:
     return {m: judged[m] for m in wanted}
 
 
-# %% ../../nbs/cli/main.ipynb #c103
+# %% ../../nbs/cli/main.ipynb #c107
+def _opened(args):
+    "The run, with its own domain imported if it was named."
+    from psr_nb.recipe import domain_named
+    from psr_nb.run import open_run
+
+    if args.domain:
+        domain_named(args.domain)
+    return open_run(args.run)
+
+
 def rejudge_run(args):
     "psr_nb rejudge"
     from psr_nb.dashboard.rejudge import judge_agreement, judges, rejudge_in_child
     from psr_nb.jobs import progress_bar
-    from psr_nb.run import open_run
 
-    run = open_run(args.run)
+    run = _opened(args)
     arm = _arm(run, args.arm)
     indexes = _judged_pairs(run, arm, args)
     for judge in args.judge:
@@ -721,21 +776,22 @@ def _add_rejudge(add):
     c.add_argument("--judge", required=True, action="append", help=judge)
     pairs = "only the pairs judged to make this model (default: of every iteration); may be repeated"
     c.add_argument("--pairs", action="append", metavar="Mn", help=pairs)
-    c.add_argument("--limit", type=int, help="only the first so many problems of each iteration")
+    c.add_argument("--limit", type=whole(), help="only the first so many problems of each iteration")
+    trusted = "the run's domain, if it is code of your own that may be imported: module:NAME"
+    c.add_argument("--domain", help=trusted)
     c.add_argument("run", help="run folder")
     c.add_argument("--arm", help="arm of the run (default: the first)")
 
 
-# %% ../../nbs/cli/main.ipynb #c107
+# %% ../../nbs/cli/main.ipynb #c111
 def probe_run(args):
     "psr_nb probe"
     from psr_nb.dashboard.probe import probe_in_child, probe_summary, probe_table
     from psr_nb.dashboard.rejudge import models_there
     from psr_nb.jobs import progress_bar
     from psr_nb.questions.read import load_problems
-    from psr_nb.run import open_run
 
-    run = open_run(args.run)
+    run = _opened(args)
     arm = _arm(run, args.arm)
     problems = load_problems(args.questions, args.limit) if args.questions else []
     models = args.model or list(models_there(run, arm))
@@ -757,14 +813,32 @@ def _add_probe(add):
     )
     questions = "question file or hub data set; kept with the run, so that it is needed only once"
     c.add_argument("--questions", help=questions)
-    c.add_argument("--limit", type=int, default=20, help="the first so many questions (default %(default)s)")
+    c.add_argument(
+        "--limit", type=whole(), default=20, help="the first so many questions (default %(default)s)"
+    )
     model = "only this model of the run: Mn, or Mn=PATH where its weights are elsewhere; may be repeated"
     c.add_argument("--model", action="append", help=model)
+    trusted = "the run's domain, if it is code of your own that may be imported: module:NAME"
+    c.add_argument("--domain", help=trusted)
     c.add_argument("run", help="run folder")
     c.add_argument("--arm", help="arm of the run (default: the first)")
 
 
-# %% ../../nbs/cli/main.ipynb #c110
+# %% ../../nbs/cli/main.ipynb #c114
+def _fail(code: int, message) -> SystemExit:
+    "What ends the program, after a line on standard error."
+    print(f"psr_nb: {one_line(str(message))}", file=sys.stderr)
+    return SystemExit(code)
+
+
+class _Parser(argparse.ArgumentParser):
+    "A parser whose errors are one line, as all others are."
+
+    def error(self, message):
+        raise _fail(2, f"{message}; `{self.prog} --help` shows what there is")
+
+
+# %% ../../nbs/cli/main.ipynb #c116
 _EXAMPLES = """examples:
   psr_nb demo                                   the whole loop on the embedded model, minutes on a laptop
   psr_nb recipes smollm2-gsm8k-cpu              what a recipe says
@@ -790,7 +864,7 @@ a test set, 'answer' on each line; a hub data set is owner/name:config:split."""
 
 def parser() -> argparse.ArgumentParser:
     "The command line."
-    p = argparse.ArgumentParser(
+    p = _Parser(
         "psr_nb",
         description="Process-based self-rewarding language models: a model solves step by step, judges its "
         "own steps and is trained on its own preferences, M1 to M4.",
@@ -806,19 +880,9 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-# %% ../../nbs/cli/main.ipynb #c113
-def _fail(code: int, message) -> SystemExit:
-    "What ends the program, after a line on standard error."
-    print(f"psr_nb: {message}", file=sys.stderr)
-    return SystemExit(code)
-
-
-def main(argv: list[str] | None = None):
-    "The `psr_nb` command. Wrong input is one line on standard error and exit code 2."
-    args = parser().parse_args(argv)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.simplefilter("ignore", FutureWarning)  # what libraries have to tell one another
-    warnings.formatwarning = lambda message, *_, **__: f"psr_nb: {message}\n"
+# %% ../../nbs/cli/main.ipynb #c119
+def _run_command(args):
+    "Run a parsed command. Whatever the user or the system can mend ends it with a line and an exit code."
     from psr_nb.jobs import JobError
 
     try:
@@ -831,3 +895,19 @@ def main(argv: list[str] | None = None):
         raise _fail(130, "stopped; the same command goes on from here") from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # `psr_nb ... | head`
+    except OSError as e:  # a folder that can't be written to, a name that is too long, a full disk
+        raise _fail(2, f"{e.filename or args.command}: {e.strerror or e}") from None
+    except (MemoryError, RecursionError) as e:
+        raise _fail(2, f"{args.command}: something in its input is {why_unread(e)}") from None
+
+
+def main(argv: list[str] | None = None):
+    "The `psr_nb` command. Wrong input is one line on standard error and exit code 2."
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # half of a surrogate pair, a terminal that isn't UTF-8
+            stream.reconfigure(errors="backslashreplace")
+    args = parser().parse_args(argv)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.simplefilter("ignore", FutureWarning)  # what libraries have to tell one another
+    warnings.formatwarning = lambda message, *_, **__: f"psr_nb: {one_line(str(message))}\n"
+    _run_command(args)

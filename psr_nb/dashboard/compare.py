@@ -35,7 +35,10 @@ def _row(line: bytes) -> dict | None:
         row = read_line(line)
     except ValueError:
         return None
-    return row if isinstance(row, dict) and row.keys() >= _FIELDS else None
+    if not isinstance(row, dict) or not row.keys() >= _FIELDS:
+        return None
+    fits = isinstance(row["id"], str) and isinstance(row["equal"], bool)
+    return row if fits and isinstance(row["benchmark"], str) else None
 
 
 def _evaluation(path: Path) -> dict[str, dict]:

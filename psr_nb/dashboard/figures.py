@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 # %% ../../nbs/dashboard/figures.ipynb #c003
-import json
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -30,7 +30,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ..files import iter_jsonl, write_whole
-from ..records import InputError
+from ..records import InputError, json_file, reading
 from ..run import Run, open_run
 from ..statistics import compare, share
 from .compare import evaluations
@@ -104,8 +104,12 @@ def _metrics(folder: Path) -> dict:
     "The figures of a model. InputError where they are not of this layout."
     path = folder / "metrics.json"
     try:
-        m = json.loads(path.read_text("utf-8"))
-        return {k: m.get(k) for k in _SHOWN} | _search_figures(m)
+        m = json_file(path)
+        row = {k: m.get(k) for k in _SHOWN} | _search_figures(m)
+        for name, v in row.items():
+            if v is not None and not (type(v) in (int, float) and math.isfinite(v)):
+                raise TypeError(f"{name} is {str(v)[:40]!r}")
+        return row
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         reason = f"{type(e).__name__}: {str(e)[:80]}"
         raise InputError(
@@ -183,7 +187,8 @@ def closing_table(run: Run | str | Path) -> str:
 # %% ../../nbs/dashboard/figures.ipynb #c029
 def _solved(folder: Path) -> dict[str, bool]:
     "Which problems a model solved, by id."
-    return {r["id"]: r["equal"] for _, r in iter_jsonl(folder / "evaluation.jsonl")}
+    with reading(folder / "evaluation.jsonl"):
+        return {r["id"]: bool(r["equal"]) for _, r in iter_jsonl(folder / "evaluation.jsonl")}
 
 
 def gain(

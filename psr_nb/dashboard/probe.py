@@ -22,13 +22,12 @@ from pathlib import Path
 import pandas as pd
 
 from ..engine import Engine, seed_of
-from ..files import append_jsonl, iter_jsonl, read_jsonl, write_jsonl
+from ..files import append_jsonl, iter_jsonl, locked, read_jsonl, write_jsonl
 from ..questions.contamination import same_question
-from ..recipe import domain_named
 from ..records import InputError, Problem
-from ..run import Run, locked, open_run
+from ..run import Run
 from ..search import SearchSetup, drive, search
-from .rejudge import child_job, engine_for, model_named
+from .rejudge import child_job, engine_for, model_named, opened_in_child
 from .runs import Index, Iteration, index_file
 
 
@@ -93,7 +92,7 @@ def _setup(run: Run, engine: Engine) -> SearchSetup:
     recipe = run.recipe
     return SearchSetup(
         tokenizer=engine.tokenizer,
-        domain=domain_named(recipe.domain),
+        domain=run.domain,
         settings=recipe.search,
         judge=recipe.judge,
         seed=seed_of(recipe.seed, "probe"),
@@ -112,7 +111,7 @@ def probe(
     "Search the probe set with model `n`'s engine, and keep the searches. InputError as of `probe_questions`."
     path = probe_file(run, arm, n)
     path.parent.mkdir(exist_ok=True)
-    with locked(path.parent, 2):
+    with locked(path.parent):
         problems = probe_questions(run, problems)
         done = {row["id"] for row in index_file(path).rows} if path.is_file() else set()
         setup = _setup(run, engine)
@@ -125,7 +124,7 @@ def probe(
 
 # %% ../../nbs/dashboard/probe.ipynb #c020
 def probe_job(
-    path: str,
+    opened: dict[str, str],  # see `opened_in_child`
     arm: str,
     n: int,
     name: str,
@@ -133,7 +132,7 @@ def probe_job(
     progress: Callable[[str, int, int], None],
 ) -> str:
     "`probe` as a job, on the probe set the run has."
-    run = open_run(path)
+    run = opened_in_child(opened)
     engine = engine_for(run, name, model, progress)
     return str(probe(run, arm, n, engine, [], progress).path)
 

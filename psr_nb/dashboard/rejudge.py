@@ -12,6 +12,7 @@ __all__ = [
     "models_there",
     "model_named",
     "child_job",
+    "opened_in_child",
     "engine_for",
     "rejudge_job",
     "rejudge_in_child",
@@ -27,6 +28,7 @@ __all__ = [
 # %% ../../nbs/dashboard/rejudge.ipynb #c003
 import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -37,12 +39,12 @@ import pandas as pd
 
 from ..engine import Engine, fingerprint, seed_of
 from ..engines.choose import open_engine
-from ..files import append_jsonl, model_path, read_jsonl, same_settings
+from ..files import append_jsonl, locked, model_path, read_jsonl, same_settings
 from ..jobs import run_job
 from ..judge import JudgeSetup, judged
 from ..recipe import domain_named
 from ..records import InputError, Judgement, Step, Trajectory, as_record
-from ..run import Run, locked, open_run
+from ..run import Run, domain_folder, open_run
 from ..search import drive
 from ..statistics import share
 from .audit import judge_label, kappa
@@ -103,7 +105,7 @@ def _setup(run: Run, engine: Engine) -> JudgeSetup:
     "Another judge with the run's settings."
     return JudgeSetup(
         tokenizer=engine.tokenizer,
-        domain=domain_named(run.recipe.domain),
+        domain=run.domain,
         settings=run.recipe.judge,
         context=getattr(engine, "context", 1 << 30),
     )
@@ -157,7 +159,7 @@ def rejudge(
     run = iteration.run
     path = rejudged_file(run, iteration.arm, iteration.n, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path.parent, 2):
+    with locked(path.parent):
         kept = fingerprint(model or name, engine.tokenizer)
         kept["judge"] = asdict(run.recipe.judge)
         kept["domain"] = run.recipe.domain
@@ -214,15 +216,26 @@ def child_job(
     "A function of the dashboard in a child process. InputError where the run's folder can't be written to."
     if not os.access(run.path, os.W_OK):
         raise InputError(f"{run.path}: could not write; copy the run to a folder of yours")
+    named = run.domain and run.recipe.domain  # InputError for code of the run's own, unless it was imported
     return run_job(
         f"psr_nb.dashboard.{function}",
-        {"path": str(run.path)} | arguments,
+        {"opened": {"path": str(run.path), "domain": named, "domain_from": domain_folder(named) or ""}}
+        | arguments,
         run.path / "jobs.log",
         progress,
         stopped=stopped,
     )
 
 
+def opened_in_child(opened: dict[str, str]) -> Run:
+    "The run at `path`, whose `domain` the caller has named or imported."
+    if opened["domain_from"]:
+        sys.path.append(opened["domain_from"])
+    domain_named(opened["domain"])
+    return open_run(opened["path"])
+
+
+# %% ../../nbs/dashboard/rejudge.ipynb #c033
 def engine_for(
     run: Run,
     name: str,  # shown while it is loaded
@@ -236,9 +249,9 @@ def engine_for(
     return engine
 
 
-# %% ../../nbs/dashboard/rejudge.ipynb #c035
+# %% ../../nbs/dashboard/rejudge.ipynb #c037
 def rejudge_job(
-    path: str,
+    opened: dict[str, str],  # see `opened_in_child`
     arm: str,
     n: int,
     name: str,
@@ -247,7 +260,7 @@ def rejudge_job(
     progress: Callable[[str, int, int], None],
 ) -> str:
     "`rejudge` as a job, for the pairs of the first `limit` problems that were judged."
-    run = open_run(path)
+    run = opened_in_child(opened)
     iteration = Iteration(run, arm, n)
     index = iteration.index()
     ids = [r["id"] for r in index.rows if r["comparisons"]][:limit]
@@ -284,7 +297,7 @@ def rejudge_in_child(
     return Path(path)
 
 
-# %% ../../nbs/dashboard/rejudge.ipynb #c041
+# %% ../../nbs/dashboard/rejudge.ipynb #c043
 PairKey = tuple[str, int, int, int, int]  # problem, depth, attempt, candidates (from 0, smaller first)
 Labels = dict[PairKey, str | None]  # "A", "B", "equal", or None: abstained
 
@@ -299,7 +312,7 @@ def _labels_of(problem: str, s: Step) -> Labels:
     return labels
 
 
-# %% ../../nbs/dashboard/rejudge.ipynb #c044
+# %% ../../nbs/dashboard/rejudge.ipynb #c046
 def _opinions(run: Run, arm: str, n: int) -> dict[str, list[dict]]:
     "`{judge: rows}` of all that judged the pairs of an iteration again."
     folder = run.path / "rejudged" / Iteration(run, arm, n).name
@@ -328,7 +341,7 @@ def judges(run: Run, index: Index, arm: str, n: int) -> dict[str, Labels]:
     return said
 
 
-# %% ../../nbs/dashboard/rejudge.ipynb #c050
+# %% ../../nbs/dashboard/rejudge.ipynb #c052
 def _both(said: dict[str, Labels], x: str, y: str) -> list[tuple[str | None, str | None]]:
     "Both labels of the pairs that two judges judged."
     one, two = said[x], said[y]
@@ -349,7 +362,7 @@ def kappa_matrix(said: dict[str, Labels]) -> pd.DataFrame:
     return pd.DataFrame(rows, names, names).astype(float)
 
 
-# %% ../../nbs/dashboard/rejudge.ipynb #c053
+# %% ../../nbs/dashboard/rejudge.ipynb #c055
 def judge_agreement(said: dict[str, Labels]) -> pd.DataFrame:
     """One row a judge that judged again.
 
@@ -373,7 +386,7 @@ def judge_agreement(said: dict[str, Labels]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-# %% ../../nbs/dashboard/rejudge.ipynb #c058
+# %% ../../nbs/dashboard/rejudge.ipynb #c060
 def flip_counts(said: dict[str, Labels], a: str, b: str) -> pd.DataFrame:
     "How many pairs judge `a` (rows) calls this and judge `b` (columns) that."
     order = ["A", "B", "equal", None]
@@ -383,7 +396,7 @@ def flip_counts(said: dict[str, Labels], a: str, b: str) -> pd.DataFrame:
     return pd.DataFrame(counts, pd.Index(names, name=a), pd.Index(names, name=b))
 
 
-# %% ../../nbs/dashboard/rejudge.ipynb #c062
+# %% ../../nbs/dashboard/rejudge.ipynb #c064
 def flip_table(said: dict[str, Labels], a: str, b: str) -> pd.DataFrame:
     "One row a pair that two judges see differently: problem, step, candidates (from 1) and both views."
     rows = []
@@ -409,7 +422,7 @@ def flip_table(said: dict[str, Labels], a: str, b: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-# %% ../../nbs/dashboard/rejudge.ipynb #c064
+# %% ../../nbs/dashboard/rejudge.ipynb #c066
 def _recorded_step(index: Index, key: PairKey) -> Step:
     "The step of a pair, as it was recorded."
     id, k, attempt, _, _ = key
@@ -437,7 +450,7 @@ def judge_texts(
     return [j for j in judgements if {j.a, j.b} == set(key[3:])]
 
 
-# %% ../../nbs/dashboard/rejudge.ipynb #c068
+# %% ../../nbs/dashboard/rejudge.ipynb #c070
 def _words(judgements: list[Judgement]) -> str:
     return "\n".join(f"{j.a + 1} v {j.b + 1}: {j.text.strip()}" for j in judgements)
 

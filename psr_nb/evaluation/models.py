@@ -18,8 +18,9 @@ import plotly.graph_objects as go
 from ..domains.maths import MATH
 from ..engine import EngineSettings, fingerprint
 from ..engines.choose import engine_kind, open_engine
+from ..engines.ready import Wanted, check_ready
 from ..evaluate import EvalRow, Solving, accuracy, check_unique, evaluate, refuse_bad_golds
-from ..files import model_path, read_jsonl, same_settings, write_whole
+from ..files import locked, model_path, read_jsonl, same_settings, write_whole
 from ..jobs import progress_bar
 from ..questions.benchmarks import benchmark_name, load_benchmark
 from ..records import InputError
@@ -91,6 +92,23 @@ def _write_tables(out: Path, results: dict[str, dict[str, dict]]):
 GREEDY_MATHS = Solving(MATH)
 
 
+def _solved(
+    engine,
+    name: str,  # of the model
+    sets: dict[str, list],  # benchmark -> problems
+    how: Solving,
+    out: Path,
+) -> dict[str, dict]:
+    "benchmark -> figures of one model, its rows in OUT/MODEL/BENCHMARK.jsonl."
+    figures = {}
+    for bench, problems in sets.items():
+        progress, on_row = _with_accuracy(f"{name}, {bench}", progress_bar("problem"))
+        file = out / name / f"{bench}.jsonl"
+        rows = evaluate(engine, problems, how, file, bench, progress, on_row)
+        figures[bench] = accuracy(rows)
+    return figures
+
+
 def evaluate_models(
     models: dict[str, str],  # name -> folder, hub id or packaged:NAME
     benchmarks: list[str],  # as `load_benchmark` takes them
@@ -105,19 +123,18 @@ def evaluate_models(
     check_unique("the benchmark", [benchmark_name(b) for b in benchmarks])
     sets = {benchmark_name(b): load_benchmark(b, limit) for b in benchmarks}
     refuse_bad_golds([p for problems in sets.values() for p in problems], how.allow_bad_gold)
+    lengths = {"search.max_step_tokens": how.search.max_step_tokens} if how.settings.mode == "search" else {}
+    for model in models.values():
+        check_ready(model_path(model), e, Wanted(how.domain, lengths))
     out, results = Path(out), {}
-    for name, model in models.items():
-        path = model_path(model)
-        engine = open_engine(path, e)
-        same_settings(out / name, _kept_settings(path, engine.tokenizer, how, e))
-        results[name] = {}
-        for bench, problems in sets.items():
-            progress, on_row = _with_accuracy(f"{name}, {bench}", progress_bar("problem"))
-            file = out / name / f"{bench}.jsonl"
-            rows = evaluate(engine, problems, how, file, bench, progress, on_row)
-            results[name][bench] = accuracy(rows)
-        engine.close()
-    _write_tables(out, results)
+    with locked(out):
+        for name, model in models.items():
+            path = model_path(model)
+            engine = open_engine(path, e)
+            same_settings(out / name, _kept_settings(path, engine.tokenizer, how, e))
+            results[name] = _solved(engine, name, sets, how, out)
+            engine.close()
+        _write_tables(out, results)
     return results
 
 

@@ -9,6 +9,7 @@ __all__ = ["MATH_SUBJECTS", "BENCHMARKS", "Benchmark", "benchmark_name", "load_b
 import difflib
 import json
 import math
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -21,12 +22,13 @@ from psr_nb.questions.read import (
     columns_of,
     file_stem,
     first_of,
+    say_taken,
     shard_files,
     source_rows,
 )
 
 from ..maths.grade import gold_problem
-from ..records import InputError, Problem
+from ..records import InputError, Problem, input_bytes, reading
 
 
 # %% ../../nbs/questions/benchmarks.ipynb #c006
@@ -195,7 +197,7 @@ def _name_and_path(spec: str) -> tuple[str, str | None]:
         return name, path
     if spec in BENCHMARKS:
         return spec, None
-    if spec and (FORMAT.search(spec) or Path(spec).exists()):
+    if spec and (FORMAT.search(spec) or os.path.exists(spec)):
         return file_stem(spec), spec
     raise _unknown(spec)
 
@@ -242,8 +244,8 @@ def _tolerance(row: dict, where: str, name: str) -> float | None:
     if value in (None, ""):
         return None
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        number = -1 if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
         number = -1
     if not 0 <= number < math.inf:
         raise InputError(
@@ -293,10 +295,9 @@ def _problem(row: dict, where: str, name: str, n: int) -> Problem:
 # %% ../../nbs/questions/benchmarks.ipynb #c040
 def _math_row(file: Path, release: str):
     "The problem in one file of MATH's release, its path as the id."
-    try:
-        row = json.loads(file.read_text("utf-8"))
-    except ValueError as e:
-        raise InputError(f"{file}:1: not JSON ({e}); unpack the release again") from e
+    data = input_bytes(file)
+    with reading(f"{file}:1", "unpack the release again"):
+        row = json.loads(data)
     id = f"{release}/{file.parent.name}/{file.name}"
     return row | {"id": id} if isinstance(row, dict) else row
 
@@ -317,14 +318,14 @@ def _math_folder(folder: Path):
 def _file_rows(name: str, path: str) -> Iterator[tuple[str, object]]:
     "Yield (where, object) for the rows of a local file or of a folder of shards, or of MATH's release."
     p = Path(path).expanduser()
-    if p.is_dir() and name == "math":
+    if os.path.isdir(p) and name == "math":
         yield from _math_folder(p)
-    elif p.is_dir() and not shard_files(p):
+    elif os.path.isdir(p) and not shard_files(p):
         raise InputError(
             f"{p}: a folder, where {name} needs a JSONL file; only math=FOLDER reads one, and a folder "
             "with nothing but the shards of one set (.jsonl, .csv or .parquet)"
         )
-    elif not p.exists():
+    elif not os.path.exists(p):
         raise InputError(f"{p}: no such file; --bench {name}=PATH needs the path of a JSONL file")
     else:
         yield from source_rows(str(p))
@@ -382,7 +383,9 @@ def load_benchmark(
             break
     if not out:
         raise InputError(f"{path or known.hub[0]}: there are no questions in it")
-    if known and limit is None:
+    if not known:
+        say_taken(spec, out, None)
+    elif limit is None:
         _warn_of_count(spec, known, path is None, len(out))
     return out
 

@@ -18,26 +18,31 @@ __all__ = [
     "named_columns",
     "answer_text",
     "as_problem",
+    "say_taken",
     "file_stem",
     "load_problems",
 ]
 
 # %% ../../nbs/questions/read.ipynb #c002
+import contextlib
 import csv
 import gzip
 import io
 import json
+import math
+import os
 import re
+import socket
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
-from glob import escape
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ..files import packaged
 from ..maths.read import read_math_answer
-from ..records import InputError, Problem, nearest
+from ..records import InputError, Problem, nearest, refuse_irregular, why_unread
 
 
 # %% ../../nbs/questions/read.ipynb #c006
@@ -57,16 +62,24 @@ def json_value(line: bytes):
         return json.loads(line)
     except UnicodeDecodeError as e:
         return Unread("not UTF-8", str(e), line)
-    except (ValueError, RecursionError) as e:
+    except RecursionError as e:
+        return Unread("not JSON", why_unread(e), line)
+    except ValueError as e:
         return Unread("not JSON", str(e), line)
 
 
 # %% ../../nbs/questions/read.ipynb #c009
+def _first_line(e: Exception) -> str:
+    "What an exception says first."
+    return (str(e).splitlines() or [type(e).__name__])[0][:120]
+
+
 def _opened(path: Path):
     "The open binary file; uncompressed where its name ends in `.gz`."
     return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
 
 
+# %% ../../nbs/questions/read.ipynb #c013
 def _one_list(data: bytes, path: Path) -> list | None:
     """The rows of a file that is one JSON list; None for JSONL.
 
@@ -86,7 +99,7 @@ def _one_list(data: bytes, path: Path) -> list | None:
     raise InputError(f"{path}: expected an array of rows, found {found}; give the array alone, or JSONL")
 
 
-# %% ../../nbs/questions/read.ipynb #c012
+# %% ../../nbs/questions/read.ipynb #c016
 def _json_rows(path: Path) -> Iterator[tuple[str, object]]:
     "Yield (where, value or Unread) for each row of a file of JSON."
     with _opened(path) as f:
@@ -106,38 +119,55 @@ def _json_rows(path: Path) -> Iterator[tuple[str, object]]:
                 yield f"{path}:{n}", row
 
 
-# %% ../../nbs/questions/read.ipynb #c015
+# %% ../../nbs/questions/read.ipynb #c019
+def _header(path: Path, rows) -> list[str]:
+    "The names in the first line of a table. InputError for a name that is there twice."
+    names = next(rows, [])
+    twice = [name for i, name in enumerate(names) if name in names[:i]]
+    if twice:
+        raise InputError(f"{path}: two columns are called {twice[0]!r}; rename one")
+    return names
+
+
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict]]:
-    "Yield (where, row) for a CSV file; the row below the header is the first. An empty cell is None."
+    "Yield (where, row) for a CSV or TSV file; the row below the header is the first. An empty cell is None."
+    tabs = ".tsv" in path.suffixes
     with _opened(path) as f:
-        rows = csv.DictReader(io.TextIOWrapper(f, "utf-8-sig", newline=""))
-        for i, row in enumerate(rows, 1):
-            if None in row:
-                cells = len(row) - 1 + len(row[None])
+        text = io.TextIOWrapper(f, "utf-8-sig", newline="")
+        rows = csv.reader(text, "excel-tab" if tabs else "excel", strict=True)
+        names = _header(path, rows)
+        cells_of = (cells for cells in rows if cells)  # a line without anything is no row
+        for i, cells in enumerate(cells_of, 1):
+            if len(cells) != len(names):
+                kind = "tab" if tabs else "comma"
                 raise InputError(
-                    f"{path}:{i}: {cells} cells, and the header names {len(row) - 1} columns; "
-                    "text with a comma needs quotation marks around it"
+                    f"{path}:{i}: {len(cells)} cells, and the header names {len(names)} columns; "
+                    f"text with a {kind} needs quotation marks around it"
                 )
-            yield f"{path}:{i}", {name: cell or None for name, cell in row.items()}
+            yield f"{path}:{i}", {n: cell or None for n, cell in zip(names, cells, strict=True)}
 
 
+# %% ../../nbs/questions/read.ipynb #c022
 def _parquet_rows(path: Path) -> Iterator[tuple[str, dict]]:
     "Yield (where, row) for a Parquet file."
-    from datasets import load_dataset
+    from pyarrow.parquet import ParquetFile
 
-    rows = load_dataset("parquet", data_files=escape(str(path)), split="train", streaming=True)
-    yield from ((f"{path}:{i}", row) for i, row in enumerate(rows, 1))
+    with _opened(path) as f:
+        batches = ParquetFile(f).iter_batches()
+        rows = (row for batch in batches for row in batch.to_pylist())
+        yield from ((f"{path}:{i}", row) for i, row in enumerate(rows, 1))
 
 
-# %% ../../nbs/questions/read.ipynb #c018
-FORMAT = re.compile(r"\.(jsonl|json|csv|parquet)(\.gz)?$")  # the names of files that are read
-_READERS = {"csv": _csv_rows, "parquet": _parquet_rows}
+# %% ../../nbs/questions/read.ipynb #c025
+FORMAT = re.compile(r"\.(jsonl|json|csv|tsv|parquet)(\.gz)?$")  # the names of files that are read
+_READERS = {"csv": _csv_rows, "tsv": _csv_rows, "parquet": _parquet_rows}
 
 
 def _file_rows(path: Path) -> Iterator[tuple[str, object]]:
     "Yield (where, value or Unread) for each row of a file. InputError for one that isn't in its format."
     found = FORMAT.search(path.name)
     kind = found[1] if found else "jsonl"
+    refuse_irregular(path)
     try:
         yield from _READERS.get(kind, _json_rows)(path)
     except InputError:
@@ -145,7 +175,7 @@ def _file_rows(path: Path) -> Iterator[tuple[str, object]]:
     except UnicodeDecodeError as e:
         raise InputError(f"{path}: not UTF-8 text ({e}); save it as UTF-8") from e
     except Exception as e:  # of csv, gzip or datasets
-        why = (str(e.__cause__ or e).splitlines() or [type(e).__name__])[0][:120]
+        why = _first_line(e.__cause__ or e)
         raise InputError(f"{path}: can't be read as {path.suffix[1:]} ({why}); is it whole?") from e
 
 
@@ -157,16 +187,17 @@ def shard_files(folder: Path) -> list[Path]:
     return sorted(files, key=numbers.get) if len(sets) == 1 else []
 
 
-# %% ../../nbs/questions/read.ipynb #c022
+# %% ../../nbs/questions/read.ipynb #c029
 def rows_or_unread(
     source: str,  # as `source_rows` takes it
 ) -> Iterator[tuple[str, object]]:
     "Yield (where, value or Unread) for every row of a source. InputError for a file that can't be read."
     inside = source.startswith("packaged:")
     path = packaged(source.removeprefix("packaged:")) if inside else Path(source)
-    files = [path] if path.is_file() else []
-    if path.is_dir():
+    if os.path.isdir(path):
         files = shard_files(path)
+    else:
+        files = [path] if os.path.exists(path) else []  # no error for a name that is too long to be one
     for file in files:
         yield from _file_rows(file)
     if not files:
@@ -188,7 +219,34 @@ def source_rows(
             raise InputError(f"{where}: {row.why} ({row.detail}); each line must be one JSON object")
 
 
-# %% ../../nbs/questions/read.ipynb #c027
+# %% ../../nbs/questions/read.ipynb #c034
+def _resolves(address: str) -> bool:
+    "Is the name of a server known here? Behind a proxy, the proxy knows."
+    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy") or os.environ.get("ALL_PROXY"):
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(address).hostname, 443)
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _hub_or_kept():
+    "Without a network, only what is kept of the hub is looked for, in place of half a minute of tries."
+    from datasets import config
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE
+    if not _resolves(constants.ENDPOINT):
+        constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before
+
+
+# %% ../../nbs/questions/read.ipynb #c038
 def hub_rows(
     source: str,  # owner/name, owner/name:split or owner/name:config:split
 ):
@@ -198,21 +256,22 @@ def hub_rows(
     from datasets import load_dataset
 
     name, *rest = source.split(":")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or FORMAT.search(name):
-        if Path(source).is_dir():
+    if len(source) > 200 or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or FORMAT.search(name):
+        if os.path.isdir(source):
             raise InputError(f"{source}: a folder, and not one with the shards of one set; name a file in it")
         raise InputError(f"{source}: no such file")
     try:
-        rows = load_dataset(name, *rest[:-1], split=rest[-1] if rest else "train")
+        with _hub_or_kept():
+            rows = load_dataset(name, *rest[:-1], split=rest[-1] if rest else "train")
     except Exception as e:
         raise InputError(
-            f"{source}: neither a file nor a data set the hub gives us ({str(e).splitlines()[0][:120]}); "
+            f"{source}: neither a file nor a data set the hub gives us ({_first_line(e)}); "
             "give the path of a JSONL file with 'question' and 'answer'"
         ) from e
     yield from ((f"{source}:{i}", r) for i, r in enumerate(rows, 1))
 
 
-# %% ../../nbs/questions/read.ipynb #c033
+# %% ../../nbs/questions/read.ipynb #c044
 COLUMNS = {
     "id": ("id", "unique_id", "ID"),
     "before": ("Body", "body", "passage"),  # text that the question begins with
@@ -236,7 +295,7 @@ def first_of(row: dict, *columns: str):
     return next(held, (columns[0], None))
 
 
-# %% ../../nbs/questions/read.ipynb #c036
+# %% ../../nbs/questions/read.ipynb #c047
 NAMED = ("id", "question", "answer", "solution")  # the fields whose columns can be named
 
 
@@ -257,7 +316,16 @@ def named_columns(row: dict, where: str, fields: dict[str, str] | None) -> dict[
     return dict(fields)
 
 
-# %% ../../nbs/questions/read.ipynb #c039
+# %% ../../nbs/questions/read.ipynb #c051
+def _characters(text: str, where: str, column: str) -> str:
+    "A text of whole characters. InputError for half of a surrogate pair, which no tokenizer takes."
+    half = re.search("[\ud800-\udfff]", text)
+    if half:
+        raise InputError(f"{where}: column {column!r}: {half[0]} is half of a character; correct the text")
+    return text
+
+
+# %% ../../nbs/questions/read.ipynb #c054
 def answer_text(value, where: str, column: str) -> str | None:
     "An answer as text; None if there is none. InputError for an object or a truth value."
     if value is None or value != value:  # NaN
@@ -270,13 +338,15 @@ def answer_text(value, where: str, column: str) -> str | None:
         raise InputError(
             f"{where}: column {column!r}: expected text, a number or a list of them, found {found}"
         )
-    text = str(value).strip()
+    if isinstance(value, float) and math.isinf(value):
+        raise InputError(f"{where}: column {column!r}: a number that is too large to be one")
+    text = _characters(str(value).strip(), where, column)
     if not isinstance(value, str) and "e" in text.lower():
         text = f"{Decimal(text):f}"
     return re.sub(r"^(-?\d+)\.0$", r"\1", text)
 
 
-# %% ../../nbs/questions/read.ipynb #c044
+# %% ../../nbs/questions/read.ipynb #c059
 def _words(row: dict, where: str, column: str | None) -> str:
     "The text of a column, '' where it is empty. InputError for anything but text."
     value = row.get(column)
@@ -285,7 +355,7 @@ def _words(row: dict, where: str, column: str | None) -> str:
     if not isinstance(value, str):
         found = json.dumps(value, default=str)[:60]
         raise InputError(f"{where}: column {column!r}: expected text, found {found}")
-    return value.strip()
+    return _characters(value.strip(), where, column)
 
 
 def _options(row: dict, where: str, column: str) -> str:
@@ -298,6 +368,8 @@ def _options(row: dict, where: str, column: str) -> str:
     if not isinstance(value, list) or not all(isinstance(v, (str, int, float)) for v in value):
         found = json.dumps(value, default=str)[:60]
         raise InputError(f"{where}: column {column!r}: expected a list of texts, found {found}")
+    if len(value) > 10:
+        raise InputError(f"{where}: column {column!r}: {len(value)} options, where A to J are known")
     lines = []
     for letter, option in zip("ABCDEFGHIJ", value, strict=False):
         text = re.sub(rf"^\(?{letter}[).:]\s*", "", str(option).strip())
@@ -305,7 +377,7 @@ def _options(row: dict, where: str, column: str) -> str:
     return "\n".join(lines)
 
 
-# %% ../../nbs/questions/read.ipynb #c047
+# %% ../../nbs/questions/read.ipynb #c062
 def _question(row: dict, where: str, took: dict[str, str]) -> str:
     "The question of a row, with the text before it. InputError where there is none."
     column = took.get("question")
@@ -326,7 +398,7 @@ def _question(row: dict, where: str, took: dict[str, str]) -> str:
     return f"{before}{stop}{space}{question}"
 
 
-# %% ../../nbs/questions/read.ipynb #c050
+# %% ../../nbs/questions/read.ipynb #c065
 def _solution(row: dict, where: str, column: str | None) -> str | None:
     "The worked solution of a row, its parts joined where it is a list; None without one."
     value = row.get(column)
@@ -335,7 +407,7 @@ def _solution(row: dict, where: str, column: str | None) -> str | None:
     return value if _words({column: value}, where, column) else None
 
 
-# %% ../../nbs/questions/read.ipynb #c053
+# %% ../../nbs/questions/read.ipynb #c068
 def _weak_answer(row: dict) -> str | None:
     "The first column that could be an answer where the usual ones hold none: text or a number."
     for column in columns_of(row, "answer"):
@@ -365,7 +437,7 @@ def _answer_and_solution(row: dict, where: str, took: dict[str, str]) -> tuple:
     return answer, solution
 
 
-# %% ../../nbs/questions/read.ipynb #c056
+# %% ../../nbs/questions/read.ipynb #c071
 def _taken(row, where: str, fields: dict[str, str] | None) -> tuple[dict, set[str]]:
     "(field -> the column it comes from, the fields whose column isn't a usual one). InputError for no row."
     if not isinstance(row, dict):
@@ -394,10 +466,10 @@ def _id(row: dict, where: str, column: str | None, otherwise: str) -> str:
         raise InputError(
             f"{where}: column {column!r}: expected text or a number, found {found}; correct or remove it"
         )
-    return str(value)
+    return _characters(str(value), where, column)
 
 
-# %% ../../nbs/questions/read.ipynb #c059
+# %% ../../nbs/questions/read.ipynb #c074
 def as_problem(
     row: dict,
     where: str,  # names the row in an error message
@@ -427,7 +499,24 @@ def as_problem(
     return Problem(_id(row, where, took.get("id"), id), question, answer, meta)
 
 
-# %% ../../nbs/questions/read.ipynb #c066
+# %% ../../nbs/questions/read.ipynb #c082
+def say_taken(source: str, problems: list[Problem], fields: dict | None):
+    "A warning of the columns that were taken for a question or an answer though they aren't the usual ones."
+    told = {}
+    for p in problems:
+        took = p.meta.get("fields")
+        for field, column in took.items() if isinstance(took, dict) else ():
+            if column not in _USUAL and field not in (fields or {}):
+                told.setdefault(field, column)
+    if told:
+        said = ", ".join(f"{field} from {column!r}" for field, column in told.items())
+        warnings.warn(
+            f"{source}: {said}; if that is wrong, name the columns in a recipe: data: {{fields: ...}}",
+            stacklevel=3,
+        )
+
+
+# %% ../../nbs/questions/read.ipynb #c086
 def file_stem(path: str) -> str:
     "A file's name without its format: `gsm8k_test` of `data/gsm8k_test.jsonl.gz`."
     return Path(path.removesuffix(".gz")).stem
@@ -453,4 +542,5 @@ def load_problems(
         out.append(p)
     if not out:
         raise InputError(f"{source}: there are no questions in it")
+    say_taken(source, out, fields)
     return out

@@ -88,6 +88,9 @@ def _check_row(row: IFTRow | EFTRow, source: str):
     "InputError for a row that can't be trained on."
     if isinstance(row, EFTRow) and row.verdict not in ("A", "B"):
         raise InputError(f"{source}: row {row.id}: the verdict must be A or B, not {row.verdict!r}")
+    texts = [x for part in vars(row).values() for x in (part if isinstance(part, list) else [part])]
+    if re.search("[\ud800-\udfff]", "".join(texts)):
+        raise InputError(f"{source}: row {row.id}: it holds half of a character, which no tokenizer takes")
     if isinstance(row, IFTRow) and not (row.steps and all(map(str.strip, row.steps))):
         raise InputError(f"{source}: row {row.id}: it has no steps, or an empty one")
 

@@ -1,0 +1,236 @@
+"""A table of judges' replies with what each of them says: A, B, or nothing that is clear."""
+
+import json
+import time
+
+import pytest
+
+from psr_nb.files import packaged
+from psr_nb.texts.verdicts import defused, read_verdict
+
+# The mark ends the reply, or all marks agree and nothing speaks against them.
+AT_THE_END = [
+    ("[[A]]", "A"),
+    ("[[B]]", "B"),
+    ("A drops the carry. [[B]]", "B"),
+    ("A drops the carry [[B]]", "B"),
+    ("5+4 is 9, so candidate A is right. [[A]]", "A"),
+    ("candidate B is right. [[A]]", "A"),
+    ("A 97 bad. B 95 ok. [[B]]", "B"),
+    ("A 33 ok. B 113 bad. [[A]]", "A"),
+    ("[[A]], because 5+4 is 9", "A"),
+    ("[[A]] because 5+4 is 9, not 10", "A"),
+    ("[[B]]\n\n5+4 is 9.", "B"),
+    ("Candidate B does not follow.\n\n[[A]]", "A"),
+    ("Candidate A is wrong [[B]]", "B"),
+    ("[[A]] [[A]]", "A"),
+    ("[[ A ]]", "A"),
+    ("[[A]].", "A"),
+    ("**[[B]]**", "B"),
+    ("*[[A]]*.", "A"),
+    ("`[[A]]`", "A"),
+    ("([[B]])", "B"),
+    ('"[[B]]"', "B"),
+    ("[[A]] ✅", "A"),
+    ("$[[A]]$", "A"),
+    ("\\[\\[A\\]\\]", "A"),
+    ("【【B】】", "B"),
+    ("[[Candidate B]]", "B"),
+    ("[[**A**]]", "A"),
+    ("[[a]]", "A"),
+    ("it follows. [[b]]", "B"),
+    ("[[B]]</answer>", "B"),
+    ("[[B]]?! No: [[B]]", "B"),
+    ("5+4 = 9. So B is wrong [[A]] .", "A"),
+    ("Candidate A is right.\n[[A]]\n\n[[A]]", "A"),
+    ("[[B]] drops nothing, [[B]]", None),
+]
+# A mark or a letter is named as the answer.
+NAMED = [
+    ("Verdict: A", "A"),
+    ("verdict: b", "B"),
+    ("Verdict: [[A]]", "A"),
+    ("**Verdict:** [[B]]", "B"),
+    ("**Verdict: B**", "B"),
+    ("Final verdict: B.", "B"),
+    ("Final answer: B", "B"),
+    ("Answer: A.", "A"),
+    ("The answer is [[A]], not [[B]].", "A"),
+    ("The answer is [[A]], not [[B]]", "A"),
+    ("The answer is [[B]] because [[A]] drops the carry.", "B"),
+    ("The better candidate is B.", "B"),
+    ("Verdict:\n\n[[A]]", "A"),
+    ("### Verdict\n[[B]]", "B"),
+    ("Verdict:\nB", "B"),
+    ("At first [[A]] looks right, but no: [[B]].", "B"),
+    ("[[A]] looks right at first. The answer is [[B]], since 5+4 is 9.", "B"),
+    ("Verdict: [[A]] is better than [[B]].", "A"),
+    ("The correct one is [[B]]; [[A]] adds 4 twice.", "B"),
+    ("答案：[[B]]", "B"),
+    ("答案是[[A]]，不是[[B]]。", "A"),
+    ("A是错的。[[B]]", "B"),
+    ("La réponse est [[A]], pas [[B]].", "A"),
+    ("Die Antwort ist [[B]].", "B"),
+    ("Antwort: B", "B"),
+    ("So the better step is [[B]].", "B"),
+    ("I choose [[A]].", "A"),
+    ("[[A]] is better.", "A"),
+    ("[[A]] is correct, whereas candidate B makes an error.", "A"),
+    ("There is no error in [[A]].", "A"),
+    ("[[A]] is better because B is wrong.", "A"),
+    ("Candidate B is wrong, therefore [[A]]", "A"),
+    ("The winner is [[B]]!", "B"),
+    ("My final decision is candidate [[B]].", "B"),
+    ("Winner: **A**", "A"),
+    ("**Final verdict**: [[A]]\n\nThe sum in B is wrong.", "A"),
+    ("[[A]] forgets the 4. Therefore, the better step is [[B]], as 5+4 = 9.", "B"),
+    ("Better candidate: B", "B"),
+    ("Respuesta: [[B]]", "B"),
+    ("정답: A", "A"),
+    ("The correct answer is not in doubt: [[B]]", None),
+]
+# Two different marks in the sentence that decides, and neither is named: an echo, a comparison.
+TWO_MARKS = [
+    ("[[A]] is better than [[B]].", None),
+    ("[[B]] is better than [[A]]", None),
+    ("[[A]] is longer than [[B]], which proves nothing", None),
+    ("Explain shortly, then end with [[A]] or [[B]].", None),
+    ("end with [[A]] or [[B]]", None),
+    ("[[A]] or [[B]]", None),
+    ("[[A]]/[[B]]", None),
+    ("[[A]][[B]]", None),
+    ("[[A]], [[B]]", None),
+    ("Both [[A]] and [[B]] are right.", None),
+    ("Neither [[A]] nor [[B]]", None),
+    ("The answer is [[A]] or [[B]].", None),
+    ("Verdict: [[A]] or [[B]]", None),
+    ("[[A]] vs. [[B]]", None),
+    ("The answer is either [[A]] or [[B]]", None),
+    ("[[B]]\n\nExplain shortly, then end with [[A]] or [[B]].", None),
+    ("Explain shortly, then end with [[A]] or [[B]].\nA is right. [[A]]", "A"),
+    ("Not [[A]] but [[B]].", None),
+    ("Verdict: [[A]], [[B]]", None),
+    ("Choose between the two: [[A]] or [[B]]", None),
+    ("[[A]] beats [[B]]", None),
+    ("Is it [[A]] or [[B]]?", None),
+    ("It is [[A]]. Or [[B]], if 5+4 were 10.", None),
+    ("Candidate A: [[A]] Candidate B: [[B]] which", None),
+]
+# The only mark is the wrong side.
+SPOKEN_AGAINST = [
+    ("A is better than [[B]].", None),
+    ("I prefer A over [[B]]", None),
+    ("The answer is not [[A]].", None),
+    ("[[A]] is wrong.", None),
+    ("The wrong one is [[A]].", None),
+    ("The worse candidate is [[B]].", None),
+    ("The mistake is in [[B]].", None),
+    ("I do not think [[A]] is right.", None),
+    ("I would not choose [[A]].", None),
+    ("The wrong answer is [[B]].", None),
+    ("Verdict: not [[A]]", None),
+    ("[[A]] drops the carry.", None),
+    ("The wrong one: [[A]]", None),
+    ("答案不是[[A]]。", None),
+    ("Besser als [[B]].", None),
+    ("Candidate B does not follow, unlike [[A]].", None),
+    ("There is an error in [[A]]", None),
+    ("I can't choose [[B]]", None),
+    ("I reject [[A]]", None),
+    ("The winner is not [[B]]", None),
+    ("It is worse than [[A]].", None),
+]
+# No mark of A or B, or none that holds.
+NEITHER = [
+    ("Both are fine.", None),
+    ("", None),
+    ("[[C]]", None),
+    ("[[A]] is as good. [[tie]]", None),
+    ("[[A or B]]", None),
+    ("[A]", None),
+    ("[[A]", None),
+    ("Is it [[A]]?", None),
+    ("Candidate A is better.", None),
+    ("A", None),
+    ("Verdict: A or B", None),
+    ("Verdict: A, B is wrong", None),
+    ("Verdict: a better step", None),
+    ("Verdict: neither", None),
+    ("The answer is 9.", None),
+    ("Is the answer A?", None),
+    ("The wrong answer is B.", None),
+    ("The matrix is [[1, 2], [3, 4]]. [[A]]", "A"),
+    ("The matrix is [[1, 2], [3, 4]].", None),
+    ("[[A]] looks longer. Verdict: B", None),
+    ("The correct answer is B, as candidate A finds. [[A]]", "A"),
+    ("[[A]] looks right. [[B]] drops the carry.", None),
+    ("Verdict: [[C]]", None),
+    ("Verdict: A. Verdict: B.", None),
+    ("The answer is a matter of taste.", None),
+    ("Decision: B?", None),
+    ("[[A]]? Perhaps.", None),
+]
+# What a model thinks first is no verdict.
+AFTER_A_THOUGHT = [
+    ("<think>Perhaps [[A]].</think>B follows. [[B]]", "B"),
+    ("<think>It is [[A]]", None),
+    ("Perhaps [[A]]</think>\n\n[[B]]", "B"),
+    ("<think>[[A]]</think>", None),
+    ("<think></think>[[A]]", "A"),
+    ("<thinking>[[B]]</thinking>\nVerdict: A", "A"),
+    ("[THINK]so [[B]][/THINK][[A]]", "A"),
+]
+TABLE = AT_THE_END + NAMED + TWO_MARKS + SPOKEN_AGAINST + NEITHER + AFTER_A_THOUGHT
+
+
+@pytest.mark.parametrize("text, verdict", TABLE, ids=[text[:60] for text, _ in TABLE])
+def test_reading(text, verdict):
+    assert read_verdict(text) == verdict
+
+
+@pytest.mark.parametrize("text, verdict", TABLE, ids=[text[:60] for text, _ in TABLE])
+def test_sides_have_equal_rights(text, verdict):
+    "Where only marks say which side it is, the other marks say the other side."
+    words = text.replace("[[", "").replace("]]", "")
+    swapped = text.replace("[[A", "[[@").replace("[[B", "[[A").replace("[[@", "[[B")
+    if swapped != text and " or " not in words and "erdict: " not in words and "answer is B" not in words:
+        assert read_verdict(swapped) == {"A": "B", "B": "A", None: None}[verdict]
+
+
+def _judgements(value):
+    "All judgements, and all rows that teach one, in some JSON."
+    if isinstance(value, dict):
+        if "verdict" in value and "logprobs" in value and "text" in value:
+            yield value["text"], value["verdict"]
+        if "explanation" in value and "verdict" in value:
+            yield f"{value['explanation']} [[{value['verdict']}]]", value["verdict"]
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else []:
+        yield from _judgements(part)
+
+
+def test_what_was_taught_and_recorded_reads_as_before():
+    "The runs and training rows that ship: two models' own replies, one of them a real one's."
+    seen = 0
+    for file in sorted(packaged().rglob("*.jsonl")):
+        for line in file.read_text("utf-8").splitlines():
+            for text, verdict in _judgements(json.loads(line)):
+                seen += 1
+                assert read_verdict(text) == verdict, (file.name, text[-200:])
+    assert seen > 400
+
+
+def test_a_quoted_mark_is_no_vote():
+    "Candidates can't vote, however they write a mark."
+    for mark in ("[[A]]", "[[ a ]]", r"\[\[A\]\]", "【【A】】", "[[Candidate A]]", "[[**A**]]"):
+        assert read_verdict(mark) == "A"
+        assert read_verdict(f"B says {defused(mark)}. [[B]]") == "B"
+        assert read_verdict(f"It says {defused(mark)}.") is None
+
+
+def test_a_long_reply_is_read_in_time():
+    "No pattern goes through a text for each of its characters."
+    start = time.time()
+    for part in ("[[A]] ", "answer is *", "[[", "Verdict: A, ", "\n:", "[[ ", "verdict is candidate ", "* "):
+        read_verdict(part * (30_000 // len(part)))
+        read_verdict("Verdict:" + part[-1] * 30_000 + "x [[A]]")
+    assert time.time() - start < 10
