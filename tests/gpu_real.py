@@ -408,7 +408,7 @@ def make_rows(place: Place):
     of_test = sampled_pairs(engine, parts["held sampled"], size.samples, 1)
     write(place, "judge_test", (of_test + held)[: size.judge_test])
     own = sampled_pairs(engine, parts["sampled"], size.samples, 0)
-    write(place, "eft", changed + own)
+    write(place, "eft", own + changed)  # the recipe takes the first of them, up to its limit
     told = {"EFT rows": len(changed), "of M0's steps": len(own), "of them to test": len(of_test)}
     print(json.dumps(told | {"tokens": engine.usage.output_tokens, "s": round(engine.usage.seconds, 1)}))
 
@@ -504,13 +504,14 @@ def solved(file: Path) -> dict[str, float]:
 
 
 def difference(one: dict, other: dict) -> list[float] | None:
-    "[one - other, low, high] on the problems of both; None where there are none."
+    "[one - other, low, high, problems] on the problems of both; None where there are none."
     from psr_nb.statistics import bootstrap_difference
 
     both = [i for i in one if i in other]
     if not both:
         return None
-    return list(bootstrap_difference([one[i] for i in both], [other[i] for i in both])) + [len(both)]
+    before, after = [other[i] for i in both], [one[i] for i in both]  # it takes the first from the second
+    return [*bootstrap_difference(before, after), len(both)]
 
 
 def models_of(place: Place) -> dict[str, Path]:

@@ -7,8 +7,11 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from psr_nb.records import Candidate, EFTRow, Judgement, Step, Trajectory
 
 SCRIPT = Path(__file__).with_name("gpu_real.py")
 
@@ -20,6 +23,13 @@ def script():
     sys.modules["gpu_real"] = module  # dataclasses look there
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def tables(script):
+    import gpu_real_tables  # whose `gpu_real` is the one above
+
+    return gpu_real_tables
 
 
 def cut(folder, whole, at, hole):
@@ -62,8 +72,40 @@ def test_a_step_is_rated_by_its_equations_and_its_result(script, step, is_right)
     assert script.rated(step, "3*12 = <<3*12=36>>36 pens.", {3, 12, 7, 36, 29}) is is_right
 
 
+def test_a_difference_is_positive_where_the_first_is_better(script):
+    better, worse = {"p": 1.0, "q": 1.0, "r": 0.0}, {"p": 0.0, "q": 1.0, "r": 0.0, "s": 1.0}
+    value, low, high, n = script.difference(better, worse)
+    assert (round(value, 6), n) == (round(1 / 3, 6), 3) and low <= value <= high
+    assert script.difference(worse, better)[0] == -value
+    assert script.difference({"p": 1.0}, {"q": 1.0}) is None
+
+
+def test_pairs_that_the_model_wrote_come_first(script, tmp_path, monkeypatch):
+    "The recipe takes the first rows up to its limit, and 700 of 714 of these were cut off by it once."
+    place = script.Place(None, tmp_path, tmp_path / "out", tiny=True)
+    idle = SimpleNamespace(usage=SimpleNamespace(output_tokens=0, seconds=0.0))
+    monkeypatch.setattr("psr_nb.engines.choose.open_engine", lambda *_: idle)
+    own = EFTRow("q/m0/A", "How many?", [], "1+1=2", "1+1=3", "A", "", "written by M0")
+    monkeypatch.setattr(script, "sampled_pairs", lambda *_: [own])
+    script.make_rows(place)
+    for name in ("eft", "judge_test"):
+        sources = [json.loads(line)["source"] for line in place.data(name).read_text().splitlines()]
+        assert sources[0] == "written by M0" and set(sources[1:]) == {"one number changed"}
+
+
+def test_tables_of_a_search(tables):
+    "Chosen against rejected: which is final, whose equations hold; nothing of a step without a pair."
+    right, wrong = Candidate([1], " 2+3 = 5", False), Candidate([2], " 2*3 = 7. The answer is 7.", True)
+    judged = [Judgement(0, 1, "A", ""), Judgement(1, 0, None, "")]
+    pair = Step(1, 0, [], [right, wrong], judged, [1.0, 0.0], "pair", 0, 1)
+    alike = Step(2, 0, [], [right], [], [0.0], "unanimous", 0)
+    rows = tables.pair_rows("judge M2", Trajectory("q", "?", [], [pair, alike], "answered"))
+    assert rows == [["judge M2", "q", 1, 1.0, "0", "0", "1", "1", "0"]]
+    assert tables.all_hold(" so it is many") is None
+
+
 @pytest.mark.slow
-def test_the_whole_script_on_a_small_model(tmp_path):
+def test_the_whole_script_on_a_small_model(tables, tmp_path):
     command = [sys.executable, SCRIPT, "--tiny", "--out", tmp_path / "out", "--work", tmp_path / "work"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -71,6 +113,11 @@ def test_the_whole_script_on_a_small_model(tmp_path):
     wanted = {"M0", "judge M1", "judge M2", "judge M3", "random M2", "random M3"}
     assert found["accuracy"].keys() == wanted and "judge M3 - random M3" in found["differences"]
     assert all(m["pairs"] > 0 for name, m in found["metrics"].items() if name != "judge M1")
+    tables.main(tmp_path / "out", tmp_path / "tables")
+    made = {p.name: p.read_text().splitlines() for p in (tmp_path / "tables").iterdir()}
+    assert len(made["solved.csv"]) == 1 + 12 and made["solved.csv"][0].startswith("id,M0,judge M1")
+    pairs = sum(m["pairs"] for m in found["metrics"].values())
+    assert len(made["pairs.csv"]) == 1 + pairs and len(made["judged.csv"]) > 1
     names = {}
     for archive in ("real", "random"):
         with tarfile.open(tmp_path / "out" / f"{archive}.tar.gz") as tar:
