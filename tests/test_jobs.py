@@ -3,12 +3,11 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from test_old_runs import EVAL
 
-from psr_nb.files import read_jsonl
+from psr_nb.files import locked, read_jsonl
 
 PSR = Path(sys.executable).parent / "psr_nb"
 
@@ -49,12 +48,10 @@ def test_a_job_imports_the_domain_that_was_named_and_nothing_else_from_the_curre
 
 def test_a_second_evaluation_in_a_folder_is_told_of_the_first(psr, tmp_path):
     out = tmp_path / "evaluation"
-    first = subprocess.Popen([str(x) for x in (PSR, *EVAL, "--out", out)], stdout=subprocess.DEVNULL)
-    while not (out / ".lock").exists() or not (out / ".lock").read_text():
-        time.sleep(0.02)
-    second = psr(*EVAL, "--out", out)
+    with locked(out):
+        second = psr(*EVAL, "--out", out)
     assert second.returncode == 2, second.stderr
-    assert f"another process is at work in this folder (process {first.pid}, since 20" in second.stderr
-    assert first.wait() == 0
+    assert f"another process is at work in this folder (process {os.getpid()}, since 20" in second.stderr
+    assert psr(*EVAL, "--out", out).returncode == 0
     rows = [row["id"] for row in read_jsonl(out / "demo-m1" / "test.jsonl")]
     assert len(rows) == len(set(rows)) == 8

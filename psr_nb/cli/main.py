@@ -698,7 +698,7 @@ def _judged_pairs(run, arm: str, args) -> dict:
         )
     return {m: judged[m] for m in wanted}
 
-# %% ../../nbs/cli/main.ipynb #c107
+# %% ../../nbs/cli/main.ipynb #cop1
 def _opened(args):
     "The run, with its own domain imported if it was named."
     from psr_nb.recipe import domain_named
@@ -708,7 +708,7 @@ def _opened(args):
         domain_named(args.domain)
     return open_run(args.run)
 
-
+# %% ../../nbs/cli/main.ipynb #c107
 def rejudge_run(args):
     "psr_nb rejudge"
     from psr_nb.dashboard.rejudge import judge_agreement, judges, rejudge_in_child
