@@ -6,10 +6,13 @@ FOLDER holds results.json, real.tar.gz and random.tar.gz. Written to OUT:
   pairs.csv     a row a preference pair of every search: which of its steps is final, whose equations hold?
   verdicts.csv  how often each log-odds of A against B came out, in searches
   judged.csv    the judge test by model and by where a pair comes from
+  taught.csv    rows made to teach the judge, and those that did: is one of the two steps final, and one not?
+  written.csv   of each model's answers: equations, those that hold, and what is word for word as M1's
 """
 
 import csv
 import json
+import re
 import sys
 import tarfile
 import tempfile
@@ -18,6 +21,7 @@ from pathlib import Path
 
 from gpu_real import _EQUATION, Place, holds, models_of, results
 
+from psr_nb.domains.maths import MATH
 from psr_nb.evaluate import EvalRow, JudgeRow
 from psr_nb.files import read_jsonl
 from psr_nb.pairs import agrees
@@ -61,12 +65,34 @@ def fate(row: EvalRow) -> str:
     return "right" if row.equal else "wrong"
 
 
-def solved_table(work: Path, models: dict[str, Path], out: Path):
+def evaluations(work: Path, models: dict[str, Path]) -> dict[str, Path]:
+    "Name of a model -> the file of its answers."
     files = {name: folder / "evaluation.jsonl" for name, folder in models.items()}
     [files["M0"]] = (work / "eval-m0").rglob("*.jsonl")
+    return files
+
+
+def solved_table(files: dict[str, Path], out: Path):
     rows = {name: {r.id: fate(r) for r in read_jsonl(file, EvalRow)} for name, file in files.items()}
     names = sorted(rows, key=lambda name: (name != "M0", name))
     write_table(out / "solved.csv", ["id", *names], [[i, *(rows[n][i] for n in names)] for i in rows["M0"]])
+
+
+def written_table(files: dict[str, Path], out: Path):
+    texts = {}
+    for name, file in files.items():
+        found = {r.id: re.split(r"(?m)^Step \d+:", r.completions[0])[1:] for r in read_jsonl(file, EvalRow)}
+        texts[name] = {i: [step.strip() for step in steps] for i, steps in found.items()}
+    first, rows = texts["judge M1"], []
+    for name, mine in texts.items():
+        steps = [step for steps in mine.values() for step in steps]
+        known = [x for step in steps for e in _EQUATION.findall(step) if (x := holds(*e)) is not None]
+        begun = sum(steps[:1] == first[i][:1] for i, steps in mine.items())
+        rows.append(
+            [name, len(known), sum(known), begun, sum(steps == first[i] for i, steps in mine.items())]
+        )
+    columns = ["model", "equations", "hold", "first_step_as_m1", "all_as_m1"]
+    write_table(out / "written.csv", columns, rows)
 
 
 def search_tables(models: dict[str, Path], out: Path):
@@ -94,6 +120,16 @@ def judged_table(work: Path, models: dict[str, Path], out: Path):
     write_table(out / "judged.csv", columns, [[*key, n] for key, n in sorted(counts.items())])
 
 
+def taught_table(work: Path, out: Path):
+    counts = Counter()
+    for said, where in (("made", work / "data"), ("used", work / "run" / "data")):
+        for r in read_jsonl(where / "eft.jsonl", EFTRow):
+            one_ends = (MATH.read(r.a) is None) != (MATH.read(r.b) is None)
+            counts[said, r.source, int(one_ends)] += 1
+    columns = ["rows", "source", "one_is_final", "number"]
+    write_table(out / "taught.csv", columns, [[*key, n] for key, n in sorted(counts.items())])
+
+
 def main(folder: Path, out: Path):
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as where:
@@ -102,9 +138,12 @@ def main(folder: Path, out: Path):
                 tar.extractall(where, filter="data")
         place = Place(None, Path(where) / "real", out, False)
         models = models_of(place)
-        solved_table(place.work, models, out)
+        files = evaluations(place.work, models)
+        solved_table(files, out)
+        written_table(files, out)
         search_tables(models, out)
         judged_table(place.work, models, out)
+        taught_table(place.work, out)
         found = json.loads((folder / "results.json").read_text()) | results(place)
     (out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
 

@@ -1,4 +1,4 @@
-"The judge that a run tests is the judge that it searches with: verdicts of the same kind, by the same settings."
+"The judge that a run tests is the one that it searches with: verdicts of one kind, by the same settings."
 
 import json
 from dataclasses import asdict
