@@ -75,7 +75,7 @@ def random_models(folder: Path, vocabulary: int = 49152, hidden: int = 256, laye
     from tokenizers import Tokenizer, models
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-    words = models.WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>")
+    words = models.WordLevel({"<pad>": 0, "<eos>": 1, "word": 2}, unk_token="<pad>")
     special = dict(pad_token="<pad>", eos_token="<eos>")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), **special)
     for seed, name in enumerate(("policy", "reference")):

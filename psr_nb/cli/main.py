@@ -20,8 +20,9 @@ from pathlib import Path
 
 import yaml
 
-from .data import DTYPES, SEED, TEMPERATURE, TOKENS, TOP_P, add_data_commands, number, whole
 from ..records import InputError, one_line, why_unread
+from .data import DTYPES, SEED, TEMPERATURE, TOKENS, TOP_P, add_data_commands, number, whole
+
 
 # %% ../../nbs/cli/main.ipynb #c006
 def _adder(commands):
