@@ -37,7 +37,9 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 import threading
 import time
 import warnings
@@ -248,10 +250,12 @@ def continued_jsonl(path: str | Path, cls=None) -> list:
 def write_whole(path: str | Path, text: str):
     """Write `text` so that a kill or a power cut leaves the old file or the new one, never half of it.
 
-    InputError if it cannot be written."""
-    path = Path(path)
-    part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_native_id()}.part")
+    InputError if it cannot be written, or something other than a regular file is there."""
     with saving_to(path):
+        if os.path.exists(path):
+            refuse_irregular(path)
+        path = Path(os.path.realpath(path) if os.path.islink(path) else path)
+        part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_native_id()}.part")
         try:
             make_folder(path.parent)
             with open(part, "w", encoding="utf-8", errors="surrogatepass") as f:
@@ -266,7 +270,7 @@ def write_whole(path: str | Path, text: str):
             raise
 
 
-# %% ../nbs/01_files.ipynb #c044
+# %% ../nbs/01_files.ipynb #c046
 def _alive(pid: str) -> bool:
     "Is there a process with this number?"
     try:
@@ -278,23 +282,31 @@ def _alive(pid: str) -> bool:
     return True
 
 
+_WRITERS = re.compile(r".+\.(\d+)\.\d+\.part")  # as `write_whole` names them: process, thread
+
+
 def clear_parts(folder: str | Path):
-    "Remove half-written files and folders that no process is writing any more. InputError if it can't."
+    """Remove what killed processes have left directly in a folder: `model.part`, and files of `write_whole`.
+
+    Links, files of live processes and all other names stay. InputError if it can't."""
     with saving_to(folder):
-        for part in list(Path(folder).rglob("*.part")):
-            if part.is_dir():
+        for part in list(Path(folder).glob("*.part")):
+            writer = _WRITERS.fullmatch(part.name)
+            if part.is_symlink():
+                continue
+            if part.is_dir() and part.name == "model.part":
                 shutil.rmtree(part)
-            elif not _alive((part.name.split(".")[-3:-2] or ["none"])[0]):
+            elif part.is_file() and writer and not _alive(writer[1]):
                 part.unlink(missing_ok=True)
 
 
-# %% ../nbs/01_files.ipynb #c047
+# %% ../nbs/01_files.ipynb #c049
 def write_jsonl(path: str | Path, rows):
     "Write records or plain objects as a whole JSONL file. InputError if it cannot be written."
     write_whole(path, "".join(map(_line, rows)))
 
 
-# %% ../nbs/01_files.ipynb #c051
+# %% ../nbs/01_files.ipynb #c053
 MANIFEST = "manifest.json"
 
 
@@ -322,7 +334,7 @@ def seal(folder: str | Path, names: list[str] | None = None, hashed: bool = True
     return manifest
 
 
-# %% ../nbs/01_files.ipynb #c055
+# %% ../nbs/01_files.ipynb #c057
 @contextmanager
 def write_folder(path: str | Path):
     """Give a folder to write into; it becomes `path` in one move, when all in it is on the disk.
@@ -339,7 +351,7 @@ def write_folder(path: str | Path):
         sync_folder(path.parent)
 
 
-# %% ../nbs/01_files.ipynb #c059
+# %% ../nbs/01_files.ipynb #c061
 def _stamp_fault(file: Path, kept: dict) -> str:
     "What is wrong with a file of a manifest, '' if nothing."
     now = file.stat()
@@ -365,7 +377,7 @@ def _weights_fault(file: Path) -> str:
     return "" if size == whole else f"has {size} bytes of {whole}"
 
 
-# %% ../nbs/01_files.ipynb #c063
+# %% ../nbs/01_files.ipynb #c065
 def _content_fault(file: Path) -> str:
     "What is wrong with a file of which nothing is known but its name, '' if nothing."
     if not file.suffix:
@@ -385,7 +397,7 @@ def _content_fault(file: Path) -> str:
     return "is torn" if torn else ""
 
 
-# %% ../nbs/01_files.ipynb #c066
+# %% ../nbs/01_files.ipynb #c068
 def manifest_faults(folder: Path) -> tuple[list[str], dict[str, str]]:
     "(files that are missing, what is wrong with the others). InputError for a damaged manifest."
     try:
@@ -414,7 +426,22 @@ def folder_fault(folder: str | Path, may_miss: bool = False) -> str:
     return next((f"{name} {fault}" for name, fault in faults.items() if fault), "")
 
 
-# %% ../nbs/01_files.ipynb #c070
+# %% ../nbs/01_files.ipynb #c072
+def _no_link(path: str, flags: int) -> int:
+    "Open a file as `open` does, but neither through a link nor waiting for the other end of a pipe."
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+
+def _lock_file(folder: str | Path):
+    "The open lock file of a folder. InputError for anything but a regular file under its name."
+    path = Path(folder) / ".lock"
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        said = "a link, a pipe or a folder, where the lock of this folder belongs; remove it"
+        raise InputError(f"{path}: {said}")
+    return open(path, "a+", opener=_no_link)
+
+
+# %% ../nbs/01_files.ipynb #c075
 def _taken(f) -> bool:
     "Take the lock on an open file, unless another process has it."
     try:
@@ -432,7 +459,7 @@ def locked(path: str | Path, patience: float = 2.0):
     InputError, with who is at work there, after so many seconds: the child of a killed process ends late."""
     with saving_to(path):
         make_folder(path)
-        f = open(Path(path) / ".lock", "a+")
+        f = _lock_file(path)
     until = time.monotonic() + patience
     while not _taken(f):
         if time.monotonic() > until:
@@ -449,7 +476,7 @@ def locked(path: str | Path, patience: float = 2.0):
     return f
 
 
-# %% ../nbs/01_files.ipynb #c074
+# %% ../nbs/01_files.ipynb #c079
 def _flat(settings: dict, prefix: str = "") -> dict[str, str]:
     "Dotted name -> value, as text, of nested settings."
     out = {}
@@ -477,7 +504,7 @@ def same_settings(folder: str | Path, kept: dict) -> None:
         write_whole(path, json.dumps(kept, indent=1))
 
 
-# %% ../nbs/01_files.ipynb #c078
+# %% ../nbs/01_files.ipynb #c083
 def packaged(name: str = "") -> Path:
     """Path of a file or folder that ships with psr_nb, in an installed wheel as in a clone.
 

@@ -145,8 +145,9 @@ def _started(log, threads: int | None, keep_open: tuple[int, ...]):
 # %% ../nbs/13_jobs.ipynb #c031
 def _heard(child, job: dict, progress: Callable[[str, int, int], None]) -> dict:
     "Give a child its job and pass its progress on; the event it ended with, {} if it was killed."
-    child.stdin.write(json.dumps(job).encode() + b"\n")
-    child.stdin.flush()
+    with suppress(BrokenPipeError):  # it died before it read this, and its exit status says how
+        child.stdin.write(json.dumps(job).encode() + b"\n")
+        child.stdin.flush()
     end = {}
     for line in child.stdout:
         event = json.loads(line)
@@ -159,11 +160,21 @@ def _heard(child, job: dict, progress: Callable[[str, int, int], None]) -> dict:
     return end
 
 
-# %% ../nbs/13_jobs.ipynb #c035
+# %% ../nbs/13_jobs.ipynb #c037
+def _opened(log: str | Path):
+    "The open log of a job, with its folder. InputError for a pipe, which would wait for a reader."
+    with saving_to(log):
+        if Path(log).is_fifo():
+            raise InputError(f"{log}: a pipe, where the log of a job belongs; remove it")
+        Path(log).parent.mkdir(parents=True, exist_ok=True)
+        return open(log, "ab")
+
+
 def _nothing(what: str, done: int, total: int):
     "Progress that nobody wants to hear of."
 
 
+# %% ../nbs/13_jobs.ipynb #c040
 def run_job(
     function: str,  # "module:function"; it is called with the arguments and `progress`
     arguments: dict,  # JSON values
@@ -176,10 +187,7 @@ def run_job(
     """Run a function in a child process and return its result.
 
     InputError from the job comes out as it is; JobError if it crashed or was stopped."""
-    with saving_to(log):
-        Path(log).parent.mkdir(parents=True, exist_ok=True)
-        out = open(log, "ab")
-    with out:
+    with _opened(log) as out:
         child = _started(out, threads, keep_open)
     _children[child] = stopped
     try:
@@ -190,13 +198,14 @@ def run_job(
         del _children[child]
         _kill(child)
         child.wait()
-        child.stdin.close()
+        with suppress(BrokenPipeError):  # a job that was never read is still in its buffer
+            child.stdin.close()
         child.stdout.close()
     how = "was stopped" if stopped and stopped.is_set() else _death(child.returncode)
     return _end(function, said, log, how)
 
 
-# %% ../nbs/13_jobs.ipynb #c043
+# %% ../nbs/13_jobs.ipynb #c048
 def progress_bar(unit: str) -> Callable[..., None]:
     "A progress function with a tqdm bar for each thing that it is told of, counted in units."
     from tqdm.auto import tqdm

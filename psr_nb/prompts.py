@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from .records import Candidate, Completion, InputError
+from .texts.chat import said_after
 from .texts.labels import label, labels_in, next_label
 from .texts.tokens import ids_after, ids_before, misread
 from .texts.verdicts import mark_ids
@@ -47,7 +48,7 @@ def label_ids(tokenizer, domain: Domain, k: int) -> list[int]:
 def step_ids(tokenizer, domain: Domain, k: int, step: str, last: bool = False) -> list[int]:
     "Ids of the bare text of step `k` as it follows its label; all but the last end their line."
     end = "" if last else "\n"
-    return ids_after(tokenizer, domain.label(k), f" {step.strip()}{end}")
+    return said_after(tokenizer, domain.label(k), f" {step.strip()}{end}")
 
 
 # %% ../nbs/02_prompts.ipynb #c017

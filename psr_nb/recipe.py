@@ -13,6 +13,7 @@ __all__ = [
     "as_recipe",
     "yaml_value",
     "recipes",
+    "recipe_value",
     "load_recipe",
     "recipe_schema",
 ]
@@ -37,7 +38,7 @@ from .files import packaged
 from .judge import JudgeSettings
 from .pairs import PairSettings
 from .prompts import Domain
-from .records import InputError, as_settings, input_bytes, nearest, reading, settings
+from .records import InputError, as_settings, input_bytes, nearest, reading, refuse_irregular, settings
 from .search import SearchSettings
 from .sft import SFTSettings
 
@@ -206,6 +207,16 @@ def _set(row: dict, name: str, value):
 
 
 # %% ../nbs/12_recipe.ipynb #c038
+def recipe_value(path: str | Path):
+    "The plain value of a YAML file. InputError, before it is read, for one too large to be a recipe."
+    refuse_irregular(path)
+    with reading(path):
+        size = os.path.getsize(path)
+    if size > 4 * LONGEST_YAML:
+        raise InputError(f"{path}: {size:,} bytes; a recipe has at most {4 * LONGEST_YAML:,}")
+    return yaml_value(input_bytes(path), str(path))
+
+
 def load_recipe(source: str, /, **changes) -> Recipe:
     """A recipe by name or path; `changes` are dotted settings (`{'search.w': 4}`).
 
@@ -214,7 +225,7 @@ def load_recipe(source: str, /, **changes) -> Recipe:
     if not os.path.exists(path):  # a name of 10,000 letters is none, where Path.exists raises
         what = f"{source}: no such recipe{nearest(source, recipes())}"
         raise InputError(f"{what}; or give the path of a YAML file")
-    row = yaml_value(input_bytes(path), str(path))
+    row = recipe_value(path)
     if not isinstance(row, dict):
         raise InputError(f"{path}: expected settings, found {type(row).__name__}")
     for name, value in changes.items():
@@ -222,7 +233,7 @@ def load_recipe(source: str, /, **changes) -> Recipe:
     return as_recipe(row)
 
 
-# %% ../nbs/12_recipe.ipynb #c042
+# %% ../nbs/12_recipe.ipynb #c044
 def _in_json_schema(value):
     "pydantic's names of the bounds of a `Number`, which it leaves as they are, as JSON Schema has them."
     names = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum"}

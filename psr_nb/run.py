@@ -26,6 +26,7 @@ import importlib.metadata
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import threading
@@ -66,23 +67,23 @@ from psr_nb.records import (
     Problem,
     StepPair,
     Trajectory,
-    input_bytes,
     json_file,
 )
 
 from .dpo import check_device, train_dpo
 from .engine import load_tokenizer, seed_of
 from .engines.choose import open_engine, trust_settings
-from .engines.ready import Wanted, check_ready
+from .engines.ready import Wanted, check_questions, check_ready
 from .evaluate import Solving, accuracy, evaluate, evaluate_judge, judge_accuracy
 from .jobs import run_job, stop_jobs
 from .judge import judge_stats
 from .pairs import make_pairs
 from .prompts import Domain
+from .questions.benchmarks import bad_golds
 from .questions.contamination import overlaps, same_question, without
 from .questions.read import load_problems
 from .questions.solutions import load_eft, load_ift
-from .recipe import DataSettings, Recipe, as_recipe, domain_named, load_recipe, yaml_value
+from .recipe import DataSettings, Recipe, as_recipe, domain_named, load_recipe, recipe_value
 from .search import SearchSetup, drive, search
 from .sft import eft_ids, ift_ids, mixed, train_sft
 
@@ -220,16 +221,27 @@ def _test_and_pool(d: DataSettings) -> tuple[list[Problem], list[Problem]]:
 
 
 # %% ../nbs/14_run.ipynb #c024
+def _check_golds(file: str, test: list[Problem]):
+    "InputError for a test set with an answer that is missing or can't be graded."
+    unanswered = [p.id for p in test if p.answer is None]
+    if unanswered:
+        raise InputError(f"{file}: problem {unanswered[0]} has no answer to compare with")
+    bad = bad_golds(test)
+    if bad:
+        where = "" if bad[0].startswith(file) else f"{file}: "
+        more = f", and {len(bad) - 1} more can't be graded either" if bad[1:] else ""
+        raise InputError(f"{where}{bad[0]}{more}; correct it or leave it out, no evaluation would take it")
+
+
+# %% ../nbs/14_run.ipynb #c028
 def plan(r: Recipe) -> dict[str, list]:
     """All data of a run: test, judge_test, ift, eft, questions-2, questions-3, ...
 
-    InputError if there are too few questions, or one of the test set has no answer."""
+    InputError if there are too few questions, or one of the test set has no answer that can be graded."""
     d = r.data
     test, pool = _test_and_pool(d)
     pool = _apart(pool, test, d.questions, d.contamination)
-    unanswered = [p.id for p in test if p.answer is None]
-    if unanswered:
-        raise InputError(f"{d.test}: problem {unanswered[0]} has no answer to compare with")
+    _check_golds(d.test, test)
     judge_test = load_eft(d.judge_test, test, d.judge_test_limit, r.seed) if d.judge_test else []
     clean = without(pool, [])
     ift, eft = _rows_for_m1(r, clean, test)
@@ -245,7 +257,7 @@ def plan(r: Recipe) -> dict[str, list]:
     return {"test": test, "judge_test": judge_test} | made | {"overlaps": overlaps(trained, test)}
 
 
-# %% ../nbs/14_run.ipynb #c030
+# %% ../nbs/14_run.ipynb #c034
 def _differences(there: dict, here: dict, prefix: str = "") -> list[str]:
     "What differs between two recipes as nested dicts, by dotted name."
     out = []
@@ -266,7 +278,7 @@ def versions() -> dict[str, str]:
     return {n: importlib.metadata.version(n) for n in names} | {"python": sys.version.split()[0]}
 
 
-# %% ../nbs/14_run.ipynb #c033
+# %% ../nbs/14_run.ipynb #c037
 def _check_versions(kept: Path, there: dict[str, str]):
     "Warn of libraries in other versions than a run began with. InputError for another major version."
     here = versions()
@@ -283,7 +295,7 @@ def _check_versions(kept: Path, there: dict[str, str]):
     )
 
 
-# %% ../nbs/14_run.ipynb #c037
+# %% ../nbs/14_run.ipynb #c041
 def _identity(settings: dict) -> str:
     "SHA-256 of a recipe's settings, whatever their order."
     text = json.dumps(settings, sort_keys=True)
@@ -296,7 +308,7 @@ def _write_recipe(run: Run):
     write_whole(run.path / "recipe.yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
 
 
-# %% ../nbs/14_run.ipynb #c040
+# %% ../nbs/14_run.ipynb #c044
 def _begun(path: Path, recipe: Recipe) -> Run:
     "A new run: its data and, written last, its recipe."
     run, data = Run(recipe, path), plan(recipe)
@@ -311,7 +323,7 @@ def _begun(path: Path, recipe: Recipe) -> Run:
     return run
 
 
-# %% ../nbs/14_run.ipynb #c044
+# %% ../nbs/14_run.ipynb #c048
 def _rows_in(file: Path) -> int:
     "The number of rows in a file, 0 if it is missing or torn."
     if not file.is_file() or torn_bytes(file):
@@ -329,14 +341,28 @@ def _restored(run: Run, lost: list[str]):
             write_jsonl(run.path / name, data[Path(name).stem])
 
 
-# %% ../nbs/14_run.ipynb #c047
-def _adopt_data(run: Run, identity: str):
-    "Give a run of an earlier version its manifest."
-    r = run.recipe
+# %% ../nbs/14_run.ipynb #clr0
+def _least_rows(r: Recipe) -> dict[str, int]:
+    "Data file of a run -> rows that it has at least."
     least = {"test": 1} | ({"ift": 1, "eft": 1} if r.start == "M0" else {})
     least |= {"judge_test": 1} if r.data.judge_test else {}
-    least |= {f"questions-{n}": count for n, count in enumerate(r.questions, 2)}
-    short = [name for name, rows in least.items() if _rows_in(run.data(name)) < rows]
+    return least | {f"questions-{n}": count for n, count in enumerate(r.questions, 2)}
+
+
+def _refuse_odd_manifest(run: Run):
+    "InputError for a manifest that names other files than the data of a run, or lacks some of it."
+    there = json_file(run.path / MANIFEST)["files"]
+    odd = [n for n in there if not re.fullmatch(r"data/[\w-]+\.jsonl", n)]
+    lacking = {f"data/{name}.jsonl" for name in _least_rows(run.recipe)} - set(there)
+    if odd or lacking:
+        what = f"{odd[0]!r} is no data file of a run" if odd else f"it lacks {min(lacking)}"
+        raise InputError(f"{run.path / MANIFEST}: {what}; put the manifest back")
+
+
+# %% ../nbs/14_run.ipynb #c051
+def _adopt_data(run: Run, identity: str):
+    "Give a run of an earlier version its manifest."
+    short = [name for name, rows in _least_rows(run.recipe).items() if _rows_in(run.data(name)) < rows]
     _restored(run, [f"data/{name}.jsonl" for name in short])
     seal(run.path, sorted(f"data/{p.name}" for p in (run.path / "data").glob("*.jsonl")), recipe=identity)
 
@@ -352,6 +378,7 @@ def _check_data(run: Run, identity: str):
         missing, faults = manifest_faults(run.path)
     except InputError as e:
         raise InputError(f"{e}; remove this file if the data is as it was") from e
+    _refuse_odd_manifest(run)
     if json_file(run.path / MANIFEST).get("recipe", identity) != identity:
         raise InputError(
             f"{run.path / 'recipe.yaml'} has changed since the run began, and what was made before would "
@@ -368,10 +395,10 @@ def _check_data(run: Run, identity: str):
         )
 
 
-# %% ../nbs/14_run.ipynb #c051
+# %% ../nbs/14_run.ipynb #c055
 def _kept_recipe(kept: Path) -> dict:
     "What a run's recipe.yaml holds. InputError if it is none of ours, or of another schema."
-    row = yaml_value(input_bytes(kept), str(kept))
+    row = recipe_value(kept)
     if not isinstance(row, dict) or not isinstance(row.get("recipe"), dict):
         raise InputError(f"{kept}: not a run's recipe, which has `schema`, `versions` and `recipe`")
     if row.get("schema", SCHEMA) != SCHEMA:
@@ -390,7 +417,7 @@ def _unimported(settings: dict) -> Recipe:
     return replace(as_recipe(settings | {"domain": "math"}), domain=domain)
 
 
-# %% ../nbs/14_run.ipynb #c054
+# %% ../nbs/14_run.ipynb #c058
 def _continued(path: Path, recipe: Recipe | None) -> Run:
     """The run in a folder that holds one.
 
@@ -428,7 +455,7 @@ def _recipe_again(path: Path, recipe: Recipe):
     _write_recipe(Run(recipe, path))
 
 
-# %% ../nbs/14_run.ipynb #c058
+# %% ../nbs/14_run.ipynb #c062
 def open_run(path: str | Path, recipe: Recipe | None = None) -> Run:
     """An existing run, or with a recipe a new one or the continuation of one.
 
@@ -448,7 +475,7 @@ def open_run(path: str | Path, recipe: Recipe | None = None) -> Run:
     return _continued(path, recipe)
 
 
-# %% ../nbs/14_run.ipynb #c064
+# %% ../nbs/14_run.ipynb #c068
 class _Phase:
     "A phase under way: when it began, and what its engine had done by then."
 
@@ -483,7 +510,7 @@ def costs(folder: Path) -> dict[str, dict]:
     return {k: dict(v) for k, v in out.items()}
 
 
-# %% ../nbs/14_run.ipynb #c068
+# %% ../nbs/14_run.ipynb #c072
 def _search(target: Target, engine, progress: Callable[[str, int, int], None]):
     "Search the questions for a model with the engine of the model before it."
     r, path, questions = target.recipe, target.trajectories, target.questions
@@ -509,7 +536,7 @@ def _search(target: Target, engine, progress: Callable[[str, int, int], None]):
     phase.end()
 
 
-# %% ../nbs/14_run.ipynb #c070
+# %% ../nbs/14_run.ipynb #c074
 def search_figures(trajectories: list[Trajectory]) -> dict:
     "How a search went, in counts."
     steps = [s for t in trajectories for s in t.steps]
@@ -533,7 +560,7 @@ def _found(target: Target) -> dict[str, Trajectory]:
     return {t.problem_id: t for t in read_jsonl(target.trajectories, Trajectory)}
 
 
-# %% ../nbs/14_run.ipynb #c073
+# %% ../nbs/14_run.ipynb #c077
 def _pairs(target: Target) -> tuple[list[StepPair], dict[str, int]]:
     "Pairs and their table, in the order of the questions, whatever order the problems finished in."
     questions, by_id = target.questions, _found(target)
@@ -541,7 +568,7 @@ def _pairs(target: Target) -> tuple[list[StepPair], dict[str, int]]:
     return make_pairs([by_id[q.id] for q in questions], target.recipe.pairs, answers, target.domain)
 
 
-# %% ../nbs/14_run.ipynb #c075
+# %% ../nbs/14_run.ipynb #c079
 def _why_none(target: Target, fates: dict[str, int]) -> str:
     "What to say when a search gave no pair: what became of its steps and its candidates."
 
@@ -559,7 +586,7 @@ def _why_none(target: Target, fates: dict[str, int]) -> str:
     return f"{said}. `psr_nb report {where}` shows them; changed settings need a folder of their own"
 
 
-# %% ../nbs/14_run.ipynb #c078
+# %% ../nbs/14_run.ipynb #c082
 def made_of(run: Run, arm: str, n: int) -> dict:
     "What made model `n`: search, pairs and training in figures."
     target, training = Target(run, arm, n), Path(run.model(arm, n)) / "training.json"
@@ -578,7 +605,7 @@ def made_of(run: Run, arm: str, n: int) -> dict:
     }
 
 
-# %% ../nbs/14_run.ipynb #c080
+# %% ../nbs/14_run.ipynb #c084
 def domain_folder(name: str) -> str | None:
     "The folder in which this process found the module of a recipe's own domain, None for a built-in one."
     module = sys.modules.get(name.partition(":")[0].partition(".")[0]) if ":" in name else None
@@ -593,7 +620,7 @@ def _imported(recipe: dict, domain_from: str | None) -> Recipe:
     return as_recipe(recipe)
 
 
-# %% ../nbs/14_run.ipynb #c083
+# %% ../nbs/14_run.ipynb #c087
 def _measure(target: Target, engine, progress: Callable[[str, int, int], None]):
     "Evaluate a model at solving and judging, and write its metrics.json."
     r, folder, run = target.recipe, target.folder, target.run
@@ -630,7 +657,7 @@ def engine_job(
         _search(replace(target, n=n + 1), engine, progress)
 
 
-# %% ../nbs/14_run.ipynb #c084
+# %% ../nbs/14_run.ipynb #c088
 def _measured(target: Target) -> bool:
     "Are a model's figures there, or another arm's to make? M1 is the first arm's."
     others = target.n == 1 and target.arm != target.recipe.arms[0]
@@ -642,10 +669,12 @@ def _searched(target: Target) -> bool:
     path, wanted = target.trajectories, target.recipe.questions[target.n - 2]
     if not path.exists() or path.read_bytes().count(b"\n") < wanted:
         return False
-    return len({row["problem_id"] for _, row in iter_jsonl(path) if isinstance(row, dict)}) >= wanted
+    rows = [row for _, row in iter_jsonl(path) if isinstance(row, dict)]
+    ids = {id for id in (row.get("problem_id") for row in rows) if isinstance(id, str)}
+    return len(ids) >= wanted
 
 
-# %% ../nbs/14_run.ipynb #c087
+# %% ../nbs/14_run.ipynb #c091
 def _make_m1(target: Target, out: Path, seed: int, progress: Callable[[str, int, int], None]):
     "Fine-tune the run's base model on its IFT and EFT rows."
     run, r, domain = target.run, target.recipe, target.domain
@@ -670,7 +699,7 @@ def _make_next(target: Target, out: Path, seed: int, progress: Callable[[str, in
     train_dpo(run.model(target.arm, target.n - 1), pairs, out, r.dpo, seed, reference, progress)
 
 
-# %% ../nbs/14_run.ipynb #c088
+# %% ../nbs/14_run.ipynb #c092
 def train_job(
     recipe: dict,
     path: str,
@@ -690,7 +719,7 @@ def train_job(
     phase.end()
 
 
-# %% ../nbs/14_run.ipynb #c092
+# %% ../nbs/14_run.ipynb #c096
 def _needed(target: Target) -> bool:
     "Is there work left that loads this model?"
     run, n = target.run, target.n
@@ -715,7 +744,7 @@ def _model_fault(target: Target) -> str:
     return fault
 
 
-# %% ../nbs/14_run.ipynb #c095
+# %% ../nbs/14_run.ipynb #c099
 def _metrics_fault(folder: Path) -> str:
     "What is wrong with a model's metrics.json, '' if nothing or if it is not there."
     metrics, rows = folder / "metrics.json", folder / "evaluation.jsonl"
@@ -723,7 +752,7 @@ def _metrics_fault(folder: Path) -> str:
         return ""
     try:
         n = int(json_file(metrics)["n"])
-    except (InputError, KeyError, TypeError, ValueError):
+    except (InputError, KeyError, TypeError, ValueError, OverflowError):
         return "is damaged"
     return f"is of {n} problems, not of {_rows_in(rows)}" if rows.exists() and _rows_in(rows) < n else ""
 
@@ -737,7 +766,7 @@ def _damaged(target: Target) -> dict[Path, str]:
     return {path: fault for path, fault in (found | {pairs: "is torn" if torn else ""}).items() if fault}
 
 
-# %% ../nbs/14_run.ipynb #c099
+# %% ../nbs/14_run.ipynb #c103
 def _cut_rows(folder: Path) -> list[str]:
     "Cut off what is torn at the end of a model's files of rows; a sentence for each."
     files = [folder / f"{name}.jsonl" for name in ("trajectories", "evaluation", "judge_test", "phases")]
@@ -749,7 +778,8 @@ def mend(run: Run) -> list[str]:
     """Remove what is damaged in a run's folder, so that the phase which made it does it again.
 
     A sentence for each. The run must be locked: half-written files count as nobody's."""
-    clear_parts(run.path)
+    for folder in {run.path, run.path / "data", *(folder for _, _, folder in run.models)}:
+        clear_parts(folder)  # not below them: what else is in the folder may be somebody's own
     said = []
     for arm, n, folder in sorted(
         run.models, key=lambda m: -m[1]
@@ -762,7 +792,7 @@ def mend(run: Run) -> list[str]:
     return said
 
 
-# %% ../nbs/14_run.ipynb #c103
+# %% ../nbs/14_run.ipynb #c107
 class _Bar:
     "One line of progress for each arm: a bar on a terminal or in a notebook, plain lines elsewhere."
 
@@ -793,7 +823,7 @@ class _Bar:
             print(f"{title} {total}, {time.time() - self.start:.0f} s", file=sys.stderr, flush=True)
 
 
-# %% ../nbs/14_run.ipynb #c107
+# %% ../nbs/14_run.ipynb #c111
 @dataclass
 class _Work:
     "A run under way, what its children share, and what stops them all."
@@ -816,7 +846,7 @@ class _Work:
         run_job(f"psr_nb.run:{job}", arguments, log, progress, threads, (self.lock,), self.stopped)
 
 
-# %% ../nbs/14_run.ipynb #c110
+# %% ../nbs/14_run.ipynb #c114
 def _run_arm(work: _Work, arm: str, bar: _Bar):
     "Everything of one arm that is not done yet, from M1's evaluation on."
     for n in range(1, work.run.last + 1):
@@ -846,7 +876,7 @@ def _run_arms(work: _Work, bars: dict[str, _Bar]):
         raise
 
 
-# %% ../nbs/14_run.ipynb #c112
+# %% ../nbs/14_run.ipynb #c116
 def check_machine(r: Recipe, path: str | Path = ".") -> dict:
     "What `check_ready` finds. InputError for what this machine or the first model can't do."
     check_device(r.dpo)
@@ -857,18 +887,34 @@ def check_machine(r: Recipe, path: str | Path = ".") -> dict:
         lengths["judge.max_tokens"] = r.judge.max_tokens
     trained = [folder for _, n, folder in run.models if n > 1 or r.start == "M0"]
     missing = sum(not (folder / "model").exists() for folder in trained)
-    first = run.model(r.arms[0], 1)
-    model = first if os.path.exists(first) else model_path(r.model)
-    return check_ready(model, r.engine, Wanted(domain_named(r.domain), lengths, path, missing))
+    wanted = Wanted(domain_named(r.domain), lengths, path, missing)
+    return check_ready(_first_model(run), r.engine, wanted)
 
 
-# %% ../nbs/14_run.ipynb #c115
+def _first_model(run: Run) -> str:
+    "M1 where it is made already, or else the model that the run starts with."
+    first = run.model(run.recipe.arms[0], 1)
+    return first if os.path.exists(first) else model_path(run.recipe.model)
+
+
+# %% ../nbs/14_run.ipynb #c120
+def _check_room(run: Run, context: int):
+    "Warn of questions that don't fit the first model's context, in tokens. InputError where none does."
+    r = run.recipe
+    tokenizer, step = load_tokenizer(_first_model(run), r.engine), r.search.max_step_tokens
+    searched = [p.question for n in range(2, run.last + 1) for p in Target(run, r.arms[0], n).questions]
+    check_questions(tokenizer, run.domain, searched, context, step)
+    tested = [p.question for p in read_jsonl(run.data("test"), Problem)]
+    check_questions(tokenizer, run.domain, tested, context, step if r.evaluate.mode == "search" else 1)
+
+
+# %% ../nbs/14_run.ipynb #c123
 def run(recipe: Recipe | str, path: str | Path, quiet: bool = False) -> Run:
     """Run a recipe in a folder, or continue it there.
 
     InputError for bad input, JobError if a child process failed."""
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    check_machine(recipe, path)
+    found = check_machine(recipe, path)
     domain_named(recipe.domain)  # imported, for it is named in this call
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
@@ -880,6 +926,7 @@ def run(recipe: Recipe | str, path: str | Path, quiet: bool = False) -> Run:
         first = Target(work.run, recipe.arms[0], 1)
         for damage in mend(work.run):
             warnings.warn(damage, stacklevel=2)
+        _check_room(work.run, found["context"])
         try:
             if recipe.start == "M0" and not Path(work.run.model(first.arm, 1)).exists():
                 work.child("train_job", first, bars[first.arm])

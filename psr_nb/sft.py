@@ -48,8 +48,7 @@ from .engines.scores import Routers, agrees, learn_rows, put_back, router_off
 from .files import MANIFEST, folder_fault, saving_to, seal, write_folder, write_whole
 from .prompts import Domain, check_tokenizer, label_ids, step_ids
 from .records import EFTRow, IFTRow, InputError, Number, json_file, settings
-from .texts.chat import prompt_ids
-from .texts.tokens import ids_after
+from .texts.chat import prompt_ids, said_after
 from .texts.verdicts import mark_ids
 
 # %% ../nbs/07_sft.ipynb #c007
@@ -74,7 +73,7 @@ def eft_ids(tokenizer, domain: Domain, row: EFTRow) -> IdRow:
     check_tokenizer(tokenizer, domain)
     prompt = prompt_ids(tokenizer, domain.judge(row.question, row.steps, row.a, row.b))
     explanation = row.explanation.strip()
-    words = ids_after(tokenizer, ":", f" {explanation}") if explanation else []
+    words = said_after(tokenizer, ":", f" {explanation}") if explanation else []
     return prompt, words + mark_ids(tokenizer, row.verdict) + [tokenizer.eos_token_id]
 
 

@@ -99,7 +99,7 @@ def quick_tests() -> tuple[int, int, int]:
     others = sorted(set(folder.glob("test_*.py")) - {browser, longest})
     two = ("-m", "not slow", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
     parts = [
-        tests(longest, *others, *two, minutes=15),  # the longest is begun first, beside all the others
+        tests(longest, *others, *two, minutes=25),  # the longest is begun first, beside all the others
         tests(browser, "-m", "not slow", minutes=12),
     ]
     return tuple(map(sum, zip(*parts, strict=True)))
@@ -107,9 +107,9 @@ def quick_tests() -> tuple[int, int, int]:
 
 def main():
     start, slow = time.time(), "--slow" in sys.argv
-    nb = slow_notebooks() if slow else examples(minutes=12)
+    nb = slow_notebooks() if slow else examples(minutes=20)
     if slow:
-        py = tests("tests", "-m", "slow", "-n", "2", "--dist", "load", minutes=45)
+        py = tests("tests", "-m", "slow", "-n", "2", "--dist", "load", minutes=60)
     else:
         py = quick_tests()
     passed, failed = nb[0] + py[0], nb[1] + py[1]

@@ -84,7 +84,7 @@ def refused_here(argv, *words):
         ("name: x\nmodel: y\nsearch: {top_p: .nan}", "search.top_p: expected a finite number"),
         ("name: x\nmodel: y\nparallel: 1000000000000", "parallel: 1000000000000 is more than 1,000"),
         ('name: x\nmodel: y\n"\\e[2J": 1', "\\x1b[2J: no such setting"),
-        ("x" * 300_000, "300,000 characters of YAML"),
+        ("x" * 300_000, "300,000 bytes; a recipe has at most 200,000"),
     ],
 )
 def test_recipe_files(tmp_path, text, word):

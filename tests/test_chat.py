@@ -2,14 +2,17 @@
 
 import hashlib
 import time
+from functools import cache
 
 import pytest
 from tiny_models import tiny_tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from psr_nb.engine import EngineSettings, fingerprint, load_tokenizer
 from psr_nb.records import InputError
-from psr_nb.texts.chat import Chat, after_thought, open_thought, prompt_ids, use_chat
-from psr_nb.texts.tokens import encode
+from psr_nb.texts.chat import Chat, after_thought, open_thought, prompt_ids, said_after, use_chat
+from psr_nb.texts.tokens import encode, ids_after
 
 KINDS = [
     "byte-level BPE, as Llama 3",
@@ -173,14 +176,31 @@ def test_what_follows_a_thought():
     assert after_thought("no thought") == "no thought"
 
 
+UNIGRAM = "Unigram with its special tokens among its pieces"
+
+
+@cache
+def made(kind: str) -> PreTrainedTokenizerFast:
+    "A small tokenizer of a kind, or a Unigram of single characters."
+    if kind != UNIGRAM:
+        return tiny_tokenizer(kind)
+    chars = ["▁", *map(chr, range(33, 127))]
+    pieces = [("<unk>", 0.0), ("<pad>", 0.0), ("<s>", 0.0), ("</s>", 0.0)] + [(c, -2.0) for c in chars]
+    inner = Tokenizer(models.Unigram(pieces, 0))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.decoder = decoders.Metaspace()
+    named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **named)
+
+
 def _words(tok, ids) -> str:
     return tok.decode([i for i in ids if i not in tok.all_special_ids]).strip()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, UNIGRAM])
 @pytest.mark.parametrize("template", [None, TURNS + ANSWER, "{{ messages[0].content|trim }}\n</s>"])
 def test_a_special_token_in_a_question_stays_text(kind, template):
-    tok = tiny_tokenizer(kind)
+    tok = made(kind)
     try:
         for question in ("What is </s>, <pad> or <s>?", "</s>Tom has 3.", "Tom has 3 </s>"):
             tok.chat_template = template
@@ -203,6 +223,43 @@ def test_ids_in_pieces_are_the_ids_of_the_whole(kind):
         same = [a for a, b in zip(plain, special, strict=False) if a == b]
         assert plain[: len(same)] == same and tok.decode(same).endswith("Tom has 3 apples")
     tok.chat_template = None
+
+
+@pytest.mark.parametrize("kind", [*KINDS, UNIGRAM])
+def test_a_special_token_in_what_is_taught_stays_text(kind):
+    tok = made(kind)
+    for text in (" Tom </s> has <pad> 3 </s>", " </s> has 3", " <s></s>", "</s>"):
+        ids = said_after(tok, "Step 1:", text)
+        assert not set(ids) & set(tok.all_special_ids)
+        assert text.replace(" ", "") in _words(tok, ids).replace(" ", "")
+    assert said_after(tok, "Step 1:", " Tom has 3") == ids_after(tok, "Step 1:", " Tom has 3")
+
+
+def starting(form: str, special: list[str], **tokens) -> PreTrainedTokenizerFast:
+    "The tokenizer like Llama 3's, with something else around every text."
+    inner = Tokenizer.from_str(tiny_tokenizer().backend_tokenizer.to_str())
+    inner.add_special_tokens(special)
+    known = [(t, inner.token_to_id(t)) for t in special]
+    inner.post_processor = processors.TemplateProcessing(single=form, special_tokens=known)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", **tokens)
+
+
+@pytest.mark.parametrize(
+    "form, special, tokens, begin",
+    [
+        ("[gMASK] <sop> $A", ["[gMASK]", "<sop>"], {}, "[gMASK]<sop>"),
+        ("</s> $A", ["</s>"], {}, "</s>"),
+        ("</s> $A", ["</s>"], {"bos_token": "<s>"}, "</s>"),
+        ("<s> $A </s>", ["<s>", "</s>"], {"bos_token": "<s>"}, "<s>"),
+        ("$A </s>", ["</s>"], {"bos_token": "<s>"}, ""),
+        ("$A", [], {"bos_token": "<s>"}, ""),
+    ],
+    ids=["GLM", "BioGPT", "another than its start token", "start and end", "end only", "nothing"],
+)
+def test_a_prompt_begins_as_the_tokenizers_texts_do(form, special, tokens, begin):
+    tok = starting(form, special, **tokens)
+    for text in (ASKED, "What is </s>?"):
+        assert tok.decode(prompt_ids(tok, text)) == begin + text
 
 
 BROKEN = {

@@ -196,6 +196,83 @@ def test_a_wrong_key_is_said_at_once(psr, tmp_path):
     server.close()
 
 
+# Questions as their publishers wrote them.
+
+
+def asked(path, *text: str):
+    "[(question, answer)] of a file with this text."
+    from psr_nb.questions.read import load_problems
+
+    path.write_text("".join(text), newline="")
+    return [(p.question, p.answer) for p in load_problems(str(path))]
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("\ufeffid;question;answer\r\n1;Was ist 2,5+3?;5,5\r\n", [("Was ist 2,5+3?", "5,5")]),
+        ('question;answer\n"1;2 oder 3?";3\n', [("1;2 oder 3?", "3")]),
+        ("question,answer\nA; B?,5\n", [("A; B?", "5")]),
+        ("question,answer,,\r\nA?,5,,\r\nB?,6,,\r\n", [("A?", "5"), ("B?", "6")]),
+        (" question , answer \nA?, 5\n", [("A?", "5")]),
+    ],
+    ids=["semicolons", "quoted", "commas", "without names", "spaces"],
+)
+def test_tables_of_a_spreadsheet(tmp_path, text, found):
+    assert asked(tmp_path / "q.csv", text) == found
+
+
+def test_one_problem_a_file_and_an_empty_answer(tmp_path):
+    from psr_nb.records import InputError
+
+    one = {"problem": "2+2?", "level": "Level 5", "solution": r"so $\boxed{4}$."}
+    assert asked(tmp_path / "0.json", json.dumps(one, indent=1)) == [("2+2?", "4")]
+    with pytest.raises(InputError, match="expected an array of rows, found dict"):
+        asked(tmp_path / "q.json", json.dumps({"data": [one]}))
+    for empty in ("", " ", [], [""]):
+        assert asked(tmp_path / "q.jsonl", json.dumps(one | {"answer": empty})) == [("2+2?", "4")]
+    assert asked(tmp_path / "q.jsonl", '{"question": "2+2?", "target": "", "correct": 4}') == [("2+2?", "4")]
+
+
+@pytest.mark.parametrize(
+    "row, found",
+    [
+        ({"options": "a ) rs . 400 , b ) 1,000", "correct": "a"}, ("2+2?\n(A) rs . 400\n(B) 1,000", "A")),
+        ({"choices": ["1", "4"], "answer": "B"}, ("2+2?\n(A) 1\n(B) 4", "B")),
+        ({"options": ["1", "4"], "answer": "b"}, ("2+2?\n(A) 1\n(B) 4", "B")),
+        ({"options": "A) 1 B) 4", "correct": "B"}, ("2+2?\nA) 1 B) 4", "B")),
+        ({"options": ["A)1", "B)4 cm"], "answer": 4}, ("2+2?", "4")),
+    ],
+    ids=["MathQA", "MMLU", "small letter", "SAT", "rewritten"],
+)
+def test_multiple_choice(tmp_path, row, found):
+    assert asked(tmp_path / "q.jsonl", json.dumps({"question": "2+2?"} | row)) == [found]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("column", ["choices", "options"])
+def test_the_place_of_an_option_is_no_answer(tmp_path, column, place):
+    from psr_nb.records import InputError
+
+    row = {"question": "2+2?", column: ["4", "1/2", "2.5"], "answer": place}
+    with pytest.raises(InputError, match=f"q.jsonl:1: column 'answer': {place} is none of the options"):
+        asked(tmp_path / "q.jsonl", json.dumps(row))
+
+
+@pytest.mark.parametrize("name", ["a/b", "./a/b"])
+def test_a_folder_is_not_looked_for_on_the_hub(tmp_path, monkeypatch, name):
+    from psr_nb.questions.read import load_problems
+    from psr_nb.records import InputError
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("psr_nb.questions.read.hub_rows", lambda source: pytest.fail("asked the hub"))
+    Path("a/b").mkdir(parents=True)
+    with pytest.raises(InputError, match=f"{name}: a folder, and not one with the shards of one set"):
+        load_problems(name)
+    Path("a/b/train-0.csv").write_text("question,answer\n2+2?,4\n")
+    assert [(p.question, p.answer) for p in load_problems(name)] == [("2+2?", "4")]
+
+
 class Served:
     """What `vllm serve` runs, with the demo's model on a loopback port, to be killed and started again.
 

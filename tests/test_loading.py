@@ -193,7 +193,38 @@ def test_what_it_says_can_overflow(folder):
         TransformersEngine(str(folder))
 
 
+def test_an_adapter_beside_weights_is_refused(folder):
+    "Transformers would add it to them, a second time where they are merged."
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    assert "it has an adapter of PEFT" in refused(folder)
+    assert "it has an adapter of PEFT" in refused(folder, load_tokenizer)
+
+
+def test_whole_numbers_without_scales_are_refused(folder):
+    name = "model.layers.0.mlp.up_proj.weight"
+    packed = load_file(folder / WEIGHTS)[name].mul(99).to(torch.int8)
+    weights(folder, **{name: packed})
+    assert f"{name} holds whole numbers, and config.json names no quantization_config" in refused(folder)
+    config(folder, quantization_config={"quant_method": "awq", "bits": 4})
+    assert "holds whole numbers" not in refused(folder)
+
+
+@pytest.mark.parametrize("ends", ["2", [[2]], [2, "3"], True])
+def test_ends_that_are_no_ids_are_refused(folder, ends):
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    said = refused(folder, TransformersEngine)
+    assert said.startswith(f"{folder / 'generation_config.json'}: eos_token_id is {ends!r}, which has to be")
+
+
 # Tokenizers.
+
+
+@pytest.mark.parametrize("longest", ["x", [5]])
+def test_a_longest_text_that_is_no_number_is_refused(folder, longest):
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": longest}))
+    said = refused(folder, load_tokenizer)
+    assert said.startswith(f"{file}: its model_max_length is {longest!r}, not a number of tokens")
 
 
 def test_damaged_tokenizers_are_refused(folder):

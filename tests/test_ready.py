@@ -1,5 +1,6 @@
 """What can be known before a model is loaded is refused before it, in one sentence that says what to do."""
 
+import copy
 import importlib.metadata
 import importlib.util
 import json
@@ -9,11 +10,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tiny_models import save_tiny, tiny_config, tiny_model, tiny_tokenizer
+from transformers import ViTConfig
 
 from psr_nb.domains.maths import MATH
 from psr_nb.engine import EngineSettings
 from psr_nb.engines.ready import Wanted, check_questions, check_ready
+from psr_nb.files import append_jsonl, read_jsonl, write_jsonl
+from psr_nb.prompts import label_ids
+from psr_nb.recipe import load_recipe
 from psr_nb.records import InputError
+from psr_nb.run import plan, run
+from psr_nb.texts.chat import prompt_ids
 
 HERE = EngineSettings("transformers")
 STEPS = {"search.max_step_tokens": 64, "judge.max_tokens": 128}
@@ -113,9 +120,25 @@ def test_a_tokenizer_that_cannot_write_a_step(model):
 
 def test_an_end_that_the_model_has_no_room_for(model):
     "Training would teach it."
-    change(model / "config.json", vocab_size=2)
+    tok = copy.deepcopy(tiny_tokenizer())
+    size = tiny_config("llama").vocab_size
+    tok.add_tokens([f"<more{i}>" for i in range(size)])
+    tok.eos_token = f"<more{size - 1}>"
+    tok.save_pretrained(model)
     assert check_ready(str(model), HERE, Wanted(MATH, STEPS))
-    assert "its eos_token has id 2, outside the model's vocabulary of 2" in refusal(model, models=1)
+    said = f"its eos_token has id {tok.eos_token_id}, outside the model's vocabulary of {size}"
+    assert said in refusal(model, models=1)
+
+
+def test_a_tokenizer_of_another_model(model):
+    change(model / "config.json", vocab_size=50)
+    assert "the tokenizer isn't this model's, a prompt has id" in refusal(model)
+
+
+def test_a_model_of_images(model):
+    ViTConfig(hidden_size=32, num_attention_heads=4).save_pretrained(model)
+    said = f"{model}: not a language model, its config.json has no vocab_size"
+    assert refusal(model) == said
 
 
 def test_steps_as_long_as_the_context(model):
@@ -147,8 +170,59 @@ def test_weights_that_are_cut_or_pickled(model):
 
 def test_questions_longer_than_the_context():
     tok = tiny_tokenizer()
-    with pytest.warns(UserWarning, match="1 of 2 questions fill the model's context of 400 tokens"):
+    with pytest.warns(UserWarning, match="1 of 2 questions leave no room for a step of 1 in the"):
         assert check_questions(tok, MATH, ["What is 2 + 3?", "What is 2 + 3? " * 99], 400) == 1
     assert check_questions(tok, MATH, [], 400) == 0
     with pytest.raises(InputError, match="none of the 1 questions fits: the shortest prompt has"):
         check_questions(tok, MATH, ["What is 2 + 3?"], 40)
+
+
+def test_a_question_needs_room_for_a_whole_step():
+    "The search begins only there."
+    tok = tiny_tokenizer()
+    prompt = len(prompt_ids(tok, MATH.ask("What is 2 + 3?"))) + len(label_ids(tok, MATH, 1))
+    assert check_questions(tok, MATH, ["What is 2 + 3?"], prompt + 20, step=20) == 0
+    with pytest.raises(InputError, match="take another model or shorter steps"):
+        check_questions(tok, MATH, ["What is 2 + 3?"], prompt + 20, step=21)
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    "A small recipe, and its test set to spoil."
+    problems = [{"id": f"p{i}", "question": f"What is {i} + 700?", "answer": str(i + 700)} for i in range(3)]
+    write_jsonl(tmp_path / "test.jsonl", problems)
+    return load_recipe("fast", **{"data.test": str(tmp_path / "test.jsonl")})
+
+
+def test_an_answer_that_cannot_be_graded_ends_a_run_before_it_begins(recipe, tmp_path):
+    assert len(plan(recipe)["test"]) == 3
+    bad = [{"id": f"b{i}", "question": f"What is {i} + 800?", "answer": "\\frac{1}{2"} for i in range(2)]
+    append_jsonl(recipe.data.test, bad)
+    with pytest.raises(InputError, match="test.jsonl: b0: the gold answer is torn.*, and 1 more can't be"):
+        run(recipe, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+class Trained(Exception):
+    "The first training would begin."
+
+
+@pytest.mark.parametrize(
+    "short, said", [(1, "1 of 2 questions leave no room"), (0, "none of the 1 questions fits")]
+)
+def test_questions_without_room_are_told_of_before_a_run_trains(recipe, tmp_path, monkeypatch, short, said):
+    def child(*_):
+        raise Trained
+
+    monkeypatch.setattr("psr_nb.run._Work.child", child)
+    rows = [
+        {"id": "long", "question": "What is 2 + 700? " * 500, "answer": "702"},
+        *read_jsonl(recipe.data.test)[:short],
+    ]
+    write_jsonl(recipe.data.test, rows)
+    if short:
+        with pytest.warns(UserWarning, match=said), pytest.raises(Trained):
+            run(recipe, tmp_path / "run", quiet=True)
+    else:
+        with pytest.raises(InputError, match=said):
+            run(recipe, tmp_path / "run", quiet=True)

@@ -1,12 +1,18 @@
 "No key of an annotator's server, and no password of its address, is written to a file or a terminal."
 
+import base64
+import html
 import json
 import os
 import subprocess
 import sys
+import time
+from urllib.parse import quote
 
 import pytest
 from faulty_server import FaultyServer
+
+from psr_nb.datagen.annotate import ServerSettings, masked, unkeyed
 
 KEY = "k-314159265358"
 PASSWORD = "open-sesame"
@@ -101,3 +107,75 @@ def test_the_servers_do_leak():
     reply = client.chat.completions.create(model="m", messages=[{"role": "user", "content": "?"}])
     server.close()
     assert KEY in reply.choices[0].message.content
+
+
+AWKWARD = "k/3&1'4-15+92=65~35\\8"  # its characters are written otherwise somewhere
+
+
+def every(pattern):
+    "Writes each character of a text as the pattern, of its code, says."
+    return lambda text: "".join(pattern.format(ord(c)) for c in text)
+
+
+SPELLINGS = {
+    "as it is": str,
+    "in upper case": str.upper,
+    "in JSON": lambda text: json.dumps(text)[1:-1],
+    "in JSON of another maker": lambda text: text.replace("/", r"\/").replace("-", r"\u002D"),
+    "in JSON in JSON": lambda text: json.dumps(json.dumps(text)[1:-1].replace("-", r"\u002d"))[1:-1],
+    "in JSON, all of it": every(r"\u{:04x}"),
+    "in Python": every(r"\x{:02x}"),
+    "in an address": lambda text: quote(text, safe=""),
+    "in an address in an address": lambda text: quote(quote(text, safe=""), safe=""),
+    "in an address, all of it": every("%{:02X}"),
+    "in a page": html.escape,
+    "in a page, all of it": every("&#{};"),
+    "in a page, in hexadecimal": every("&#x{:04X};"),
+    "over two lines": lambda text: f"{text[:7]}\r\n  {text[7:]}",
+    "over two lines in JSON": lambda text: text[:7] + r"\n" + text[7:],
+}
+
+
+@pytest.fixture
+def keyed(monkeypatch):
+    monkeypatch.setenv("SOME_KEY", AWKWARD)
+    return ServerSettings("m", f"http://ann:{PASSWORD}@localhost/v1", key_from="SOME_KEY")
+
+
+@pytest.mark.parametrize("spelt", SPELLINGS.values(), ids=SPELLINGS)
+def test_a_secret_is_found_however_it_is_written(keyed, spelt):
+    for secret in (AWKWARD, PASSWORD):
+        assert unkeyed(f"sent: {spelt(secret)}, and no more", keyed) == "sent: ***, and no more"
+        assert masked(f"sent: {spelt(secret)}, and no more", keyed) == "sent: ***, and no more"
+
+
+@pytest.mark.parametrize("before", ["", "a", "ab", "Bearer ", "ann:"])
+@pytest.mark.parametrize("after", ["", "z", "zz", "zzz"])
+@pytest.mark.parametrize("code", [base64.b64encode, base64.urlsafe_b64encode])
+def test_a_secret_is_found_in_base64(keyed, before, after, code):
+    for secret in (AWKWARD, PASSWORD):
+        coded = code(f"{before}{secret}{after}".encode()).decode()
+        first = -(-len(before) * 4 // 3)  # the first character that holds nothing but the secret
+        for text in (coded, coded[: first + 3] + "\n" + coded[first + 3 :]):
+            left = unkeyed(f"sent: {text}", keyed)
+            assert "***" in left and coded[first + 4 : first + 10] not in left, left
+
+
+def test_other_words_stay(keyed):
+    for text in (
+        "Step 1: 48/2 = 24.\nIn all 72.",
+        AWKWARD[:-1],
+        "open sesame",
+        base64.b64encode(b"x" * 99).decode(),
+    ):
+        assert unkeyed(text, keyed) == text
+
+
+def test_no_text_of_a_server_takes_long_to_search(keyed):
+    almost = [spelt(AWKWARD[:-1]) for spelt in SPELLINGS.values()]
+    almost += [base64.b64encode(AWKWARD[:-4].encode()).decode(), "\\", " ", r"\n", "%25", "&#0", "k", "k/  "]
+    begun = time.process_time()
+    for text in almost:
+        unkeyed(text * (20_000 // len(text)), keyed)
+        unkeyed(text[:1] + text[-1] * 20_000, keyed)
+    assert time.process_time() - begun < 20

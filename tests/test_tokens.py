@@ -176,6 +176,21 @@ def test_spaces_before_every_part_of_a_text():
     assert tok.decode(encode(tok, "Step 2:")) == " Step 2:"
 
 
+@pytest.mark.parametrize("kind", GOOD)
+def test_a_special_token_in_a_row_is_taught_as_text(kind):
+    "The one at a row's end is the only real one, and what is read back is the row."
+    tok = tiny_tokenizer(kind)
+    steps = ["Tom </s> has <s>3</s>.", "</s>", "The answer is \\boxed{3}. <pad>"]
+    rows = [ift_ids(tok, PLAIN, IFTRow("1", QUESTION, steps, "3"))]
+    rows += [eft_ids(tok, MATH, EFTRow("1", QUESTION, [], "x", "y", "A", "It says </s> here.", "rule"))]
+    for _, taught in rows:
+        assert [i for i in taught if i in tok.all_special_ids] == [tok.eos_token_id]
+        assert taught[-1] == tok.eos_token_id
+    lines = [f" {steps[0]}\n", f"Step 2: {steps[1]}\n", f"Step 3: {steps[2]}"]
+    assert tok.decode(rows[0][1], skip_special_tokens=True).strip() == "".join(lines).strip()
+    assert tok.decode(rows[1][1], skip_special_tokens=True).strip() == "It says </s> here. [[A]]"
+
+
 # What is cut.
 
 PIECES = [" so 3", "✅", "\n", "Step 2:", "  ", "第2步：", "。", "é", " 12+3=15", "👍🏽", ".", "�", "\t", "A"]
@@ -262,12 +277,16 @@ Step 2 of 5: | Step 2/5: | Step 2 (add): | \textbf{Step 2:} add | \section*{Step
 - **Step 2:** | > Step 2: | 1. **Step 2:** | ## Step 2 Add them | **Step 2: Add.** 3 | __Step 2__
 Step 2 – add | ✅ Step 2: | Step 2: | Step 2 | *Step 2:* | Step２:
 Step 2:5+4 | Step 2 -> add | 2nd step: add
+Step [2]: | Step <2>: | Step{2}: | Step $2$: | Step **2**: | **Step** 2: | 1️⃣ Step 2: | Step 2a:
+Ｓｔｅｐ　２： | Second step: | 步骤【2】： | ### 2단계 더하기 | **2 langkah** tambah | 2步：计算
 """
 PROSE = """
 Step 2 shows it | as Step 2: says | Steps 2 and 3: | Step 2.5: | Step 2-3 | Step by step: | 2. add
 2) add | (2) | "Step 2:" says | (Step 2: see above) | Second: add | Step 2's sum | # 2 | - 2 | 第2步的结果
 footstep 2: | 2 steps: | Step 2000: | Step 2 and 3: | - Step 2 shows | In step 2: so
 Step: 2 | **2.** add | Step A:
+2步。 | 12步。 | 十二步。 | 12 langkah. | 12단계. | 2 langkah
+Second step is to add | Step [A]: | Step $x$: | 2️⃣ add
 """
 
 
@@ -287,6 +306,11 @@ def test_a_label_is_read_however_it_is_written(written):
 @pytest.mark.parametrize("written", cells(PROSE))
 def test_prose_and_lists_are_no_labels(written):
     assert next_label(f" first,\n{written}\nrest", 2) is None
+
+
+@pytest.mark.parametrize("written", ["Step eleven:", "Step XI:", "STEP 11a:", "第十一步", "Step [11]: add"])
+def test_numbers_above_ten_are_read(written):
+    assert [x.number for x in labels_in(f" first,\n{written}\nrest", 10)] == [11]
 
 
 def test_numbers_may_be_repeated_or_skipped_and_a_label_repeated_at_once_is_none():

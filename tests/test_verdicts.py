@@ -180,7 +180,97 @@ AFTER_A_THOUGHT = [
     ("<thinking>[[B]]</thinking>\nVerdict: A", "A"),
     ("[THINK]so [[B]][/THINK][[A]]", "A"),
 ]
+# A word beside the mark turns it round.
+WRONG_SIDE = [
+    ("Incorrect: [[A]]", None),
+    ("The incorrect answer is [[A]].", None),
+    ("The incorrect one is [[B]].", None),
+    ("Incorrect: A", None),
+    ("The incorrect candidate is B.", None),
+    ("Unanswer: A", None),
+    ("Loser: [[A]]", None),
+    ("The least correct is [[A]]", None),
+    ("Non-preferred answer: [[A]]", None),
+    ("Unpreferred: [[A]]", None),
+    ("The second best is [[A]]", None),
+    ("Second-best answer: [[A]]", None),
+    ("The second best is A.", None),
+    ("I doubt that [[A]] is better.", None),
+    ("[[A]] is hardly better.", None),
+    ("It is unlikely that [[A]] is the better step.", None),
+    ("I would avoid [[A]].", None),
+    ("No [[A]]", None),
+    ("Eliminate [[A]]", None),
+    ("I would rule out [[B]].", None),
+    ("[[A]] is at least correct.", "A"),
+    ("There is no doubt: [[B]]", "B"),
+    ("[[A]] correctly eliminates x.", "A"),
+    ("The second candidate is right: [[B]]", "B"),
+    ("So the correct answer is a", None),
+]
+IN_OTHER_LANGUAGES = [
+    ("Mauvaise réponse : [[A]]", None),
+    ("La mauvaise réponse est [[A]].", None),
+    ("Die falsche Antwort ist [[A]].", None),
+    ("Die schlechtere Antwort ist [[A]].", None),
+    ("[[A]] no es correcto.", None),
+    ("La respuesta incorrecta es [[A]].", None),
+    ("Respuesta errónea: [[A]]", None),
+    ("[[A]] não está certo", None),
+    ("Resposta errada: [[A]]", None),
+    ("La risposta sbagliata è [[A]]", None),
+    ("[[A]] неверно", None),
+    ("Неправильный ответ: [[A]]", None),
+    ("错误答案是[[A]]", None),
+    ("不正确的选择是[[A]]", None),
+    ("[[A]]は間違いです。", None),
+    ("[[A]]は正しくない", None),
+    ("間違った回答: [[A]]", None),
+    ("[[A]] 틀렸습니다.", None),
+    ("오답: [[A]]", None),
+    ("[[A]] إجابة خاطئة", None),
+    ("La mejor respuesta es [[A]].", "A"),
+    ("Endurteil: [[A]]", "A"),
+    ("最终答案：[[B]]", "B"),
+    ("최종 정답: [[B]]", "B"),
+]
+# A judge that repeats its task, or only a part of it, or says under which condition it would say what.
+CONDITIONS = [
+    ("If the first is better, output [[A]].", None),
+    ("If the first is better, the verdict is [[A]].", None),
+    ("Output [[A]] if the first is better.", None),
+    ("Finish with [[A]] if candidate A is better, and with", None),
+    ("[[A]] if the first", None),
+    ("Answer:\n[[A]] if first\n[[B]] if second", None),
+    ("`Verdict: [[A]]` if the first is better, otherwise `Verdict: [[B]]`.", None),
+    ("Verdict: [[A]] or Verdict: [[B]]", None),
+    ("Verdict: A or verdict: B", None),
+    ("If A is better, write verdict: A", None),
+    ('Output {"verdict": "A"} or {"verdict": "B"}', None),
+    ("如果A更好，输出[[A]]", None),
+    ("[[A]]\n[[B]]", None),
+    ("[[A]]\n\nor\n\n[[B]]", None),
+    ("If I recompute 3+4, I get 7, so [[A]].", "A"),
+    ("If the first is better, output [[A]].\nB drops the carry. The verdict is [[A]].", "A"),
+]
+OTHER_FORMS = [
+    ("\\boxed{A}", "A"),
+    ("$\\boxed{B}$.", "B"),
+    ("Candidate A ends with \\boxed{B}", None),
+    ("\\boxed{9}", None),
+    ("<answer>A</answer>", "A"),
+    ("<answer>A or B</answer>", None),
+    ('{"reason": "B is wrong", "verdict": "A"}', "A"),
+    ('{\n  "reason": "A is wrong.",\n  "verdict": "B"\n}', "B"),
+    ('{"verdict": "A|B"}', None),
+    ("[[A]] is correct while [[B]] is incorrect.", "A"),
+    ("[[A]] is incorrect, but [[B]] is correct.", "B"),
+    ("[[A]] is correct and [[B]] is correct.", None),
+    ("[[A]] is incorrect while [[B]] is incorrect.", None),
+    ("Is it so that [[A]] is correct while [[B]] is incorrect?", None),
+]
 TABLE = AT_THE_END + NAMED + TWO_MARKS + SPOKEN_AGAINST + NEITHER + AFTER_A_THOUGHT
+TABLE += WRONG_SIDE + IN_OTHER_LANGUAGES + CONDITIONS + OTHER_FORMS
 
 
 @pytest.mark.parametrize("text, verdict", TABLE, ids=[text[:60] for text, _ in TABLE])
@@ -230,7 +320,17 @@ def test_a_quoted_mark_is_no_vote():
 def test_a_long_reply_is_read_in_time():
     "No pattern goes through a text for each of its characters."
     start = time.time()
-    for part in ("[[A]] ", "answer is *", "[[", "Verdict: A, ", "\n:", "[[ ", "verdict is candidate ", "* "):
+    for part in (
+        "[[A]] ",
+        "answer is *",
+        "[[",
+        "Verdict: A, ",
+        "\n:",
+        "[[ ",
+        "verdict is candidate ",
+        "* ",
+        "if [[A]], ",
+    ):
         read_verdict(part * (30_000 // len(part)))
         read_verdict("Verdict:" + part[-1] * 30_000 + "x [[A]]")
     assert time.time() - start < 10

@@ -225,12 +225,23 @@ def _ift_options(c):
     )
 
 
+# %% ../../nbs/cli/data.ipynb #c032
+def _cut(args, solved: list):
+    "(the solutions in steps, what was left out), cut by whom the arguments name."
+    from psr_nb.datagen.ift import SEGMENTERS, cut_all, cut_by
+
+    if args.cut == "annotator":
+        return cut_by(_asker(args), solved)
+    return cut_all(solved, SEGMENTERS[args.cut], _bar("solution"))
+
+
 def make_ift(args):
     """psr_nb data ift: the IFT data set as a folder.
 
-    InputError for a source without solutions, or an annotator that isn't named."""
+    InputError for a source without solutions, an annotator that isn't named, or a folder in use."""
     from psr_nb.datagen.card import Origin, write_ift
-    from psr_nb.datagen.ift import SEGMENTERS, cut_all, cut_by, load_solutions, source_named
+    from psr_nb.datagen.ift import load_solutions, source_named
+    from psr_nb.files import locked
     from psr_nb.recipe import domain_named
 
     by_annotator = args.cut == "annotator"
@@ -238,21 +249,18 @@ def make_ift(args):
         raise InputError("--cut annotator: name it with --annotator, and its --server if it has one")
     licence = args.licence or source_named(args.source)[0].licence
     solved, rejects = load_solutions(args.source, args.limit, _bar("row"))
-    settings = {"cut": args.cut}
-    if by_annotator:
-        rows, failed = cut_by(_asker(args), solved)
-        settings["annotator"] = args.annotator
-    else:
-        rows, failed = cut_all(solved, SEGMENTERS[args.cut], _bar("solution"))
+    settings = {"cut": args.cut} | ({"annotator": args.annotator} if by_annotator else {})
     origin = Origin(args.source, licence, settings)
-    table = write_ift(args.out, rows, rejects + failed, domain_named(args.domain), origin)
-    print(table.to_string(index=False))
-    print(f"{len(rows)} solutions in {Path(args.out) / 'train.jsonl'}; ", end="")
-    print("what was left out is in rejected.jsonl beside it, how it was made in README.md")
-    _push(args)
+    with locked(args.out):
+        rows, failed = _cut(args, solved)
+        table = write_ift(args.out, rows, rejects + failed, domain_named(args.domain), origin)
+        print(table.to_string(index=False))
+        print(f"{len(rows)} solutions in {Path(args.out) / 'train.jsonl'}; ", end="")
+        print("what was left out is in rejected.jsonl beside it, how it was made in README.md")
+        _push(args)
 
 
-# %% ../../nbs/cli/data.ipynb #c035
+# %% ../../nbs/cli/data.ipynb #c038
 def _scorer_options(c):
     "What is asked, who answers, and who scores the steps."
     c.add_argument(
@@ -284,7 +292,7 @@ def _scorer_options(c):
     )
 
 
-# %% ../../nbs/cli/data.ipynb #c038
+# %% ../../nbs/cli/data.ipynb #c041
 _TREE = (
     ("depth", whole(1, 1000), 3),
     ("iterations", whole(1, 10**6), 100),
@@ -332,7 +340,7 @@ def _tree_settings(args):
     )
 
 
-# %% ../../nbs/cli/data.ipynb #c041
+# %% ../../nbs/cli/data.ipynb #c044
 def _prm(args, domain):
     "(the process reward model the arguments name as a scorer, what tells it from others)."
     from psr_nb.datagen.prm import PRM, PRMFormat, prm_scorer
@@ -368,7 +376,7 @@ def _scorer(args, domain, engine):
     return rollout_scorer(engine.tokenizer, domain, s, engine.context), asdict(s)
 
 
-# %% ../../nbs/cli/data.ipynb #c044
+# %% ../../nbs/cli/data.ipynb #c047
 def _question(row, where: str, id: str, used: dict, answers: bool):
     "The problem in a row, or a Reject; `used` holds those with the ids that are taken."
     from psr_nb.datagen.ift import Reject
@@ -411,7 +419,7 @@ def load_questions(
     return list(out.values()), rejects
 
 
-# %% ../../nbs/cli/data.ipynb #c048
+# %% ../../nbs/cli/data.ipynb #c051
 def _refuse_unknown_to_rule(problems: list, source: str):
     "InputError for a problem that the rule of the arithmetic domain can't compute."
     for p in problems:
@@ -425,7 +433,15 @@ def _refuse_unknown_to_rule(problems: list, source: str):
             )
 
 
-# %% ../../nbs/cli/data.ipynb #c051
+def _problems(args):
+    "(problems, rejects) of the questions the arguments name. InputError for problems unknown to the rule."
+    problems, rejects = load_questions(args.questions, args.limit, args.scorer == "rollouts")
+    if args.scorer == "rule":
+        _refuse_unknown_to_rule(problems, args.questions)
+    return problems, rejects
+
+
+# %% ../../nbs/cli/data.ipynb #c054
 def _keep_rejects(args, kept: int, rejects: list):
     "Show and keep the questions that were left out."
     from psr_nb.datagen.ift import reject_table
@@ -438,8 +454,8 @@ def _keep_rejects(args, kept: int, rejects: list):
         append_jsonl(path, rejects)
 
 
-def _grown(args, domain, engine):
-    """(trees of all questions, what they are made with).
+def _grown(args, domain, engine, problems: list, rejects: list):
+    """(trees of the problems, what they are made with).
 
     InputError for a folder whose trees were made with something else."""
     from psr_nb.datagen.trees import Growth, grow_trees
@@ -448,9 +464,6 @@ def _grown(args, domain, engine):
     from psr_nb.files import model_path, same_settings
 
     trees, out = _tree_settings(args), Path(args.out)
-    problems, rejects = load_questions(args.questions, args.limit, args.scorer == "rollouts")
-    if args.scorer == "rule":
-        _refuse_unknown_to_rule(problems, args.questions)
     scorer, scored_with = _scorer(args, domain, engine)
     path = model_path(args.model)
     made_with = fingerprint(path, engine.tokenizer) | {
@@ -469,7 +482,7 @@ def _grown(args, domain, engine):
     return grow_trees(engine, problems, growth, out / "trees.jsonl", _bar("problem")), made_with
 
 
-# %% ../../nbs/cli/data.ipynb #c055
+# %% ../../nbs/cli/data.ipynb #c058
 def _check_annotator(args):
     "InputError, before anything is grown, for a server without a model or one that can't be reached."
     from psr_nb.datagen.annotate import check_server
@@ -493,18 +506,14 @@ def _judged(args, pairs: list, domain, engine, few: bool):
     return judge_pairs(pairs, ask, writer)
 
 
-# %% ../../nbs/cli/data.ipynb #c059
-def make_eft(args):
-    """psr_nb data eft: the EFT data set as a folder.
-
-    InputError, before anything is grown, for an annotator that can't be reached; also without any pair."""
+# %% ../../nbs/cli/data.ipynb #c062
+def _make_eft(args, domain, problems: list, rejects: list):
+    "Grow, judge, filter and write. InputError without any pair."
     from psr_nb.datagen.card import Origin, write_eft
     from psr_nb.datagen.eft import FilterSettings, pairs_of
-    from psr_nb.recipe import domain_named
 
-    _check_annotator(args)
-    domain, engine = domain_named(args.domain), _opened(args, args.model)
-    grown, settings = _grown(args, domain, engine)
+    engine = _opened(args, args.model)
+    grown, settings = _grown(args, domain, engine, problems, rejects)
     pairs, counts = pairs_of(grown, args.min_gap, args.scorer)
     if not pairs:
         raise InputError(
@@ -523,7 +532,20 @@ def make_eft(args):
     _push(args)
 
 
-# %% ../../nbs/cli/data.ipynb #c063
+def make_eft(args):
+    """psr_nb data eft: the EFT data set as a folder.
+
+    InputError, before anything is grown, for an annotator that can't be reached or a folder in use."""
+    from psr_nb.files import locked
+    from psr_nb.recipe import domain_named
+
+    _check_annotator(args)
+    domain, asked = domain_named(args.domain), _problems(args)
+    with locked(args.out):
+        _make_eft(args, domain, *asked)
+
+
+# %% ../../nbs/cli/data.ipynb #c066
 def held_out(rows: list, share: float, seed: int = 0) -> tuple[list, list]:
     """(training rows, test rows) of labelled solutions: about `share` of them, by question, are for the test.
 
@@ -544,7 +566,7 @@ def held_out(rows: list, share: float, seed: int = 0) -> tuple[list, list]:
     return [r for q in sorted(questions) for r in by_question[q]], test
 
 
-# %% ../../nbs/cli/data.ipynb #c067
+# %% ../../nbs/cli/data.ipynb #c070
 def _prm_options(c):
     "The options of `data prm`."
     c.add_argument("labels", help="file or hub data set")
@@ -556,20 +578,11 @@ def _prm_options(c):
     c.add_argument("--test-share", type=SHARE, default=0.05)
 
 
-def make_prm(args):
-    "psr_nb data prm: a process reward model as a folder. InputError for rows that are not labelled steps."
-    from psr_nb.datagen.prm import PRM, PRMFormat, PRMSettings, load_step_labels, prm_accuracy, train_prm
-    from psr_nb.files import model_path
-    from psr_nb.recipe import domain_named
+# %% ../../nbs/cli/data.ipynb #c073
+def _try_prm(args, domain, test: list):
+    "Print how many held-out steps the trained model judges rightly."
+    from psr_nb.datagen.prm import PRM, prm_accuracy
 
-    domain = domain_named(args.domain)
-    train, test = held_out(load_step_labels(args.labels, args.limit), args.test_share)
-    s = PRMSettings(learning_rate=args.learning_rate, epochs=args.epochs, batch_size=args.batch_size)
-    base, f = model_path(args.model), PRMFormat(args.kind)
-    facts = train_prm(base, train, args.out, domain, f, s, _bar("update"))
-    print(", ".join(f"{k} {v}" for k, v in facts.items()))
-    if not test:
-        return
     a = prm_accuracy(PRM(args.out), domain, test)
     if a["accuracy_n"]:
         right, low, high = (100 * a["accuracy" + x] for x in ("", "_low", "_high"))
@@ -581,7 +594,23 @@ def make_prm(args):
         )
 
 
-# %% ../../nbs/cli/data.ipynb #c071
+def make_prm(args):
+    "psr_nb data prm: a process reward model as a folder. InputError for rows that are not labelled steps."
+    from psr_nb.datagen.prm import PRMFormat, PRMSettings, load_step_labels, train_prm
+    from psr_nb.files import model_path
+    from psr_nb.recipe import domain_named
+
+    domain = domain_named(args.domain)
+    train, test = held_out(load_step_labels(args.labels, args.limit), args.test_share)
+    s = PRMSettings(learning_rate=args.learning_rate, epochs=args.epochs, batch_size=args.batch_size)
+    base, f = model_path(args.model), PRMFormat(args.kind)
+    facts = train_prm(base, train, args.out, domain, f, s, _bar("update"))
+    print(", ".join(f"{k} {v}" for k, v in facts.items()))
+    if test:
+        _try_prm(args, domain, test)
+
+
+# %% ../../nbs/cli/data.ipynb #c077
 _COMMANDS = (
     ("ift", make_ift, _ift_options, "cut worked solutions into steps, with one check for all"),
     (

@@ -31,7 +31,7 @@ import plotly.graph_objects as go
 
 from ..files import iter_jsonl, write_whole
 from ..records import InputError, json_file, reading
-from ..run import Run, open_run
+from ..run import Run, costs, open_run
 from ..statistics import compare, share
 from .compare import evaluations
 from .runs import Index, run_indexes
@@ -110,7 +110,7 @@ def _metrics(folder: Path) -> dict:
             if v is not None and not (type(v) in (int, float) and math.isfinite(v)):
                 raise TypeError(f"{name} is {str(v)[:40]!r}")
         return row
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
         reason = f"{type(e).__name__}: {str(e)[:80]}"
         raise InputError(
             f"{path}: not figures of this layout ({reason});"
@@ -299,17 +299,28 @@ def margin_figure(indexes: dict[str, Index]) -> go.Figure:
 _PHASE_COLUMNS = ["arm", "model", "phase", "seconds", "requests", "prompt_tokens", "output_tokens"]
 
 
+def _phases(folder: Path) -> dict[str, dict]:
+    "Phase -> its figures, of a model's folder; none without the file. InputError names a bad row."
+    path = folder / "phases.jsonl"
+    if not path.is_file():
+        return {}
+    with reading(path):
+        phases = costs(folder)
+        for phase, figures in phases.items():
+            if not all(math.isfinite(v) for v in figures.values()):
+                raise InputError(f"{path}: {phase} has a figure that is not finite; mend or remove its line")
+    return phases
+
+
 def phase_table(run: Run | str | Path) -> pd.DataFrame:
-    "One row an arm, model and phase: wall-clock seconds, requests and tokens."
+    "One row an arm, model and phase: wall-clock seconds, requests and tokens. InputError names a bad row."
     rows = []
     for arm, n, folder in _opened(run).models:
-        path = folder / "phases.jsonl"
-        if path.is_file():
-            rows += [{"arm": arm, "model": f"M{n}", **row} for _, row in iter_jsonl(path)]
+        for phase, figures in _phases(folder).items():
+            rows.append(figures | {"arm": arm, "model": f"M{n}", "phase": phase})
     if not rows:
         return pd.DataFrame(columns=_PHASE_COLUMNS[:4])
-    phases = pd.DataFrame(rows).groupby(_PHASE_COLUMNS[:3], sort=False)
-    out = phases.sum(min_count=1).reset_index()
+    out = pd.DataFrame(rows)
     return out[[c for c in _PHASE_COLUMNS if c in out]]
 
 

@@ -32,6 +32,15 @@ from .runs import Index, Iteration, index_file
 
 
 # %% ../../nbs/dashboard/probe.ipynb #c008
+def _asked(row, where: str) -> str:
+    "The question of a row of training data, as `same_question` compares it. InputError if it has none."
+    question = row.get("question") if isinstance(row, dict) else None
+    if not isinstance(question, str):
+        raise InputError(f"{where}: no question in this row; mend or remove this line")
+    return same_question(question)
+
+
+# %% ../../nbs/dashboard/probe.ipynb #c010
 def probe_file(run: Run, arm: str, n: int) -> Path:
     "Where a model's searches of the probe set are kept."
     return run.path / "probe" / f"{Iteration(run, arm, n).name}.jsonl"
@@ -50,10 +59,10 @@ def _trained_on(run: Run) -> set[str]:
         what = f"{run.path} has no {', '.join(missing)}"
         warnings.warn(f"{what}: the probe set could not be compared with that", stacklevel=2)
     there = [p for p in paths if p.is_file()]
-    return {same_question(row["question"]) for p in there for _, row in iter_jsonl(p)}
+    return {_asked(row, where) for p in there for where, row in iter_jsonl(p)}
 
 
-# %% ../../nbs/dashboard/probe.ipynb #c012
+# %% ../../nbs/dashboard/probe.ipynb #c014
 def _refuse_trained_on(run: Run, problems: list[Problem]):
     "InputError, with ids, if the run was trained on one of the problems."
     trained = _trained_on(run)
@@ -86,7 +95,7 @@ def probe_questions(run: Run, given: list[Problem]) -> list[Problem]:
     return kept
 
 
-# %% ../../nbs/dashboard/probe.ipynb #c016
+# %% ../../nbs/dashboard/probe.ipynb #c018
 def _setup(run: Run, engine: Engine) -> SearchSetup:
     "A search as in the run, with seeds of the probe's own."
     recipe = run.recipe
@@ -122,7 +131,7 @@ def probe(
     return index_file(path)
 
 
-# %% ../../nbs/dashboard/probe.ipynb #c020
+# %% ../../nbs/dashboard/probe.ipynb #c022
 def probe_job(
     opened: dict[str, str],  # see `opened_in_child`
     arm: str,
@@ -155,7 +164,7 @@ def probe_in_child(
     return Path(child_job("probe:probe_job", run, progress, arm=arm, n=n, name=name, model=path))
 
 
-# %% ../../nbs/dashboard/probe.ipynb #c024
+# %% ../../nbs/dashboard/probe.ipynb #c026
 _COLUMNS = [
     "id",
     "steps",
@@ -182,7 +191,7 @@ def probe_table(run: Run, arm: str | None = None) -> pd.DataFrame:
     return table.sort_values("id", kind="stable", ignore_index=True)
 
 
-# %% ../../nbs/dashboard/probe.ipynb #c027
+# %% ../../nbs/dashboard/probe.ipynb #c029
 _MEANS = ("steps", "tokens", "pairs", "rollbacks", "disagree")
 
 

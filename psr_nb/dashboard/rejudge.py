@@ -8,6 +8,7 @@ __all__ = [
     "PairKey",
     "Labels",
     "rejudged_file",
+    "Opinion",
     "rejudge",
     "models_there",
     "model_named",
@@ -31,19 +32,19 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from ..engine import Engine, fingerprint, seed_of
+from ..engine import Engine, EngineSettings, fingerprint, seed_of
 from ..engines.choose import open_engine
 from ..files import append_jsonl, locked, model_path, read_jsonl, same_settings
 from ..jobs import run_job
 from ..judge import JudgeSetup, judged
 from ..recipe import domain_named
-from ..records import InputError, Judgement, Step, Trajectory, as_record
+from ..records import InputError, Judgement, Step, Trajectory
 from ..run import Run, domain_folder, open_run
 from ..search import drive
 from ..statistics import share
@@ -101,6 +102,22 @@ def _judged_again(
 
 
 # %% ../../nbs/dashboard/rejudge.ipynb #c014
+@dataclass
+class Opinion:
+    "A judge's second opinion on a step: one line of its file."
+
+    problem_id: str
+    step: int  # depth
+    attempt: int
+    judgements: list[Judgement]
+
+    @property
+    def key(self) -> StepKey:
+        "The step it is about."
+        return self.problem_id, self.step, self.attempt
+
+
+# %% ../../nbs/dashboard/rejudge.ipynb #c017
 def _setup(run: Run, engine: Engine) -> JudgeSetup:
     "Another judge with the run's settings."
     return JudgeSetup(
@@ -115,11 +132,10 @@ def _done(path: Path) -> set[StepKey]:
     "The steps that have a second opinion."
     if not path.is_file():
         return set()
-    rows = read_jsonl(path)
-    return {(r["problem_id"], r["step"], r["attempt"]) for r in rows}
+    return {opinion.key for opinion in read_jsonl(path, Opinion)}
 
 
-# %% ../../nbs/dashboard/rejudge.ipynb #c017
+# %% ../../nbs/dashboard/rejudge.ipynb #c020
 def _unjudged(run: Run, steps: Iterator, engine: Engine, path: Path) -> list:
     "(key, generator) of each of the steps that has no second opinion in the file."
     setup = _setup(run, engine)
@@ -145,7 +161,7 @@ def _row(key: StepKey, judgements: list[Judgement]) -> dict:
     }
 
 
-# %% ../../nbs/dashboard/rejudge.ipynb #c019
+# %% ../../nbs/dashboard/rejudge.ipynb #c022
 def rejudge(
     iteration: Iteration,
     index: Index,  # of its searches
@@ -172,7 +188,7 @@ def rejudge(
     return path
 
 
-# %% ../../nbs/dashboard/rejudge.ipynb #c027
+# %% ../../nbs/dashboard/rejudge.ipynb #c030
 def models_there(run: Run, arm: str) -> dict[str, str]:
     "`{name: folder or hub id}` of an arm's models whose weights are there."
     found = {}
@@ -205,7 +221,7 @@ def model_named(run: Run, arm: str, given: str) -> tuple[str, str]:
     return given, there[given]
 
 
-# %% ../../nbs/dashboard/rejudge.ipynb #c031
+# %% ../../nbs/dashboard/rejudge.ipynb #c034
 def child_job(
     function: str,  # "module:function" of the dashboard
     run: Run,
@@ -235,21 +251,29 @@ def opened_in_child(opened: dict[str, str]) -> Run:
     return open_run(opened["path"])
 
 
-# %% ../../nbs/dashboard/rejudge.ipynb #c033
+# %% ../../nbs/dashboard/rejudge.ipynb #c036
 def engine_for(
     run: Run,
     name: str,  # shown while it is loaded
     model: str,  # folder or hub id
     progress: Callable[[str, int, int], None],
 ) -> Engine:
-    "The engine of the run's recipe for a model."
+    "The engine of the run's recipe for a model, without what the recipe lets a model's files do."
+    usual = EngineSettings()
+    settings = replace(  # a stranger's recipe would trust itself
+        run.recipe.engine,
+        remote_code=usual.remote_code,
+        pickled=usual.pickled,
+        ray=usual.ray,
+        other_weights=usual.other_weights,
+    )
     progress(f"loading {name}", 0, 1)
-    engine = open_engine(model, run.recipe.engine)
+    engine = open_engine(model, settings)
     progress(f"loading {name}", 1, 1)
     return engine
 
 
-# %% ../../nbs/dashboard/rejudge.ipynb #c037
+# %% ../../nbs/dashboard/rejudge.ipynb #c040
 def rejudge_job(
     opened: dict[str, str],  # see `opened_in_child`
     arm: str,
@@ -297,7 +321,7 @@ def rejudge_in_child(
     return Path(path)
 
 
-# %% ../../nbs/dashboard/rejudge.ipynb #c043
+# %% ../../nbs/dashboard/rejudge.ipynb #c046
 PairKey = tuple[str, int, int, int, int]  # problem, depth, attempt, candidates (from 0, smaller first)
 Labels = dict[PairKey, str | None]  # "A", "B", "equal", or None: abstained
 
@@ -312,12 +336,12 @@ def _labels_of(problem: str, s: Step) -> Labels:
     return labels
 
 
-# %% ../../nbs/dashboard/rejudge.ipynb #c046
-def _opinions(run: Run, arm: str, n: int) -> dict[str, list[dict]]:
-    "`{judge: rows}` of all that judged the pairs of an iteration again."
+# %% ../../nbs/dashboard/rejudge.ipynb #c049
+def _opinions(run: Run, arm: str, n: int) -> dict[str, list[Opinion]]:
+    "`{judge: opinions}` of all that judged the pairs of an iteration again."
     folder = run.path / "rejudged" / Iteration(run, arm, n).name
     paths = sorted(folder.glob("*/judgements.jsonl"))
-    return {path.parent.name: read_jsonl(path) for path in paths}
+    return {path.parent.name: read_jsonl(path, Opinion) for path in paths}
 
 
 def judges(run: Run, index: Index, arm: str, n: int) -> dict[str, Labels]:
@@ -325,23 +349,24 @@ def judges(run: Run, index: Index, arm: str, n: int) -> dict[str, Labels]:
     opinions = _opinions(run, arm, n)
     said = {"recorded": {}}
     by_problem = {}
-    for name, rows in opinions.items():
+    for name, of_judge in opinions.items():
         said[name] = {}
-        for row in rows:
-            by_problem.setdefault(row["problem_id"], []).append((name, row))
+        for opinion in of_judge:
+            by_problem.setdefault(opinion.problem_id, []).append((name, opinion))
     for id, again in by_problem.items():
         steps = {(s.k, s.attempt): s for s in index.read(id).steps}
-        for name, row in again:
-            s = steps.get((row["step"], row["attempt"]))
+        for name, opinion in again:
+            s = steps.get(opinion.key[1:])
             if s is None:
                 continue  # the search was made anew since
-            judgements = [as_record(Judgement, j) for j in row["judgements"]]
-            said["recorded"] |= _labels_of(id, s)
-            said[name] |= _labels_of(id, replace(s, judgements=judgements))
+            recorded = _labels_of(id, s)
+            labels = _labels_of(id, replace(s, judgements=opinion.judgements))
+            said["recorded"] |= recorded
+            said[name] |= {pair: label for pair, label in labels.items() if pair in recorded}
     return said
 
 
-# %% ../../nbs/dashboard/rejudge.ipynb #c052
+# %% ../../nbs/dashboard/rejudge.ipynb #c055
 def _both(said: dict[str, Labels], x: str, y: str) -> list[tuple[str | None, str | None]]:
     "Both labels of the pairs that two judges judged."
     one, two = said[x], said[y]
@@ -362,7 +387,7 @@ def kappa_matrix(said: dict[str, Labels]) -> pd.DataFrame:
     return pd.DataFrame(rows, names, names).astype(float)
 
 
-# %% ../../nbs/dashboard/rejudge.ipynb #c055
+# %% ../../nbs/dashboard/rejudge.ipynb #c058
 def judge_agreement(said: dict[str, Labels]) -> pd.DataFrame:
     """One row a judge that judged again.
 
@@ -386,7 +411,7 @@ def judge_agreement(said: dict[str, Labels]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-# %% ../../nbs/dashboard/rejudge.ipynb #c060
+# %% ../../nbs/dashboard/rejudge.ipynb #c063
 def flip_counts(said: dict[str, Labels], a: str, b: str) -> pd.DataFrame:
     "How many pairs judge `a` (rows) calls this and judge `b` (columns) that."
     order = ["A", "B", "equal", None]
@@ -396,7 +421,7 @@ def flip_counts(said: dict[str, Labels], a: str, b: str) -> pd.DataFrame:
     return pd.DataFrame(counts, pd.Index(names, name=a), pd.Index(names, name=b))
 
 
-# %% ../../nbs/dashboard/rejudge.ipynb #c064
+# %% ../../nbs/dashboard/rejudge.ipynb #c067
 def flip_table(said: dict[str, Labels], a: str, b: str) -> pd.DataFrame:
     "One row a pair that two judges see differently: problem, step, candidates (from 1) and both views."
     rows = []
@@ -422,7 +447,7 @@ def flip_table(said: dict[str, Labels], a: str, b: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-# %% ../../nbs/dashboard/rejudge.ipynb #c066
+# %% ../../nbs/dashboard/rejudge.ipynb #c069
 def _recorded_step(index: Index, key: PairKey) -> Step:
     "The step of a pair, as it was recorded."
     id, k, attempt, _, _ = key
@@ -443,14 +468,13 @@ def judge_texts(
         judgements = _recorded_step(index, key).judgements
     else:
         judgements = []
-        for row in read_jsonl(rejudged_file(run, arm, n, name)):
-            place = row["problem_id"], row["step"], row["attempt"]
-            if place == key[:3]:
-                judgements += [as_record(Judgement, j) for j in row["judgements"]]
+        for opinion in read_jsonl(rejudged_file(run, arm, n, name), Opinion):
+            if opinion.key == key[:3]:
+                judgements += opinion.judgements
     return [j for j in judgements if {j.a, j.b} == set(key[3:])]
 
 
-# %% ../../nbs/dashboard/rejudge.ipynb #c070
+# %% ../../nbs/dashboard/rejudge.ipynb #c073
 def _words(judgements: list[Judgement]) -> str:
     return "\n".join(f"{j.a + 1} v {j.b + 1}: {j.text.strip()}" for j in judgements)
 

@@ -37,12 +37,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-import yaml
+
+from psr_nb.records import (
+    SCHEMA,
+    InputError,
+    Judgement,
+    Trajectory,
+    as_record,
+    input_bytes,
+    json_file,
+    refuse_irregular,
+)
 
 from ..files import iter_jsonl, packaged, write_whole
 from ..judge import judge_stats
-from ..recipe import domain_named
-from ..records import SCHEMA, InputError, Judgement, Trajectory, as_record
+from ..recipe import domain_named, yaml_value
 from ..run import Run, Target, open_run
 
 
@@ -60,12 +69,14 @@ def lines(path: str | Path) -> int:
 
 def at_work(path: str | Path) -> bool:
     "Does a process hold the run's lock?"
+    lock = Path(path) / ".lock"
     try:
-        with open(Path(path) / ".lock") as f:
+        refuse_irregular(lock)  # to open a pipe would wait for its other end
+        with open(lock) as f:
             fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:
+    except (InputError, OSError):
         pass  # no lock file: the run was copied here, or cannot be read
     return False
 
@@ -148,12 +159,17 @@ def _unreadable(path: Path, error: Exception) -> Look:
 
 
 # %% ../../nbs/dashboard/runs.ipynb #c023
+_LARGEST_RECIPE = 1_000_000  # bytes; a larger file is not read to learn its layout
+
+
 def _schema(path: Path) -> int | None:
     "The layout a run's recipe names; None if it names none."
+    file = path / "recipe.yaml"
     try:
-        recipe = yaml.safe_load((path / "recipe.yaml").read_text("utf-8"))
-        return recipe.get("schema")
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        if file.stat().st_size > _LARGEST_RECIPE:
+            return None
+        return yaml_value(input_bytes(file), str(file)).get("schema")
+    except (InputError, OSError, AttributeError):
         return None
 
 
@@ -190,14 +206,30 @@ def state(path: Path) -> list[tuple]:
     for f in sorted(found):
         if f.suffix not in (".jsonl", ".json", ".yaml") or f.match("*.index.json"):
             continue
-        stat = f.stat()
+        try:
+            stat = f.stat()
+        except OSError:
+            continue  # removed since it was listed, or a link that leads nowhere
         seen.append((str(f), stat.st_size, stat.st_mtime_ns))
     return [*seen, (at_work(path),)]
 
 
 # %% ../../nbs/dashboard/runs.ipynb #c036
+def _check_places(s: dict):
+    "InputError where a step (as JSON) names a candidate that it has not."
+    named = [("chosen", s["chosen"]), ("rejected", s.get("rejected"))]
+    for j in s["judgements"]:
+        named += [("a", j["a"]), ("b", j["b"])]
+    count = len(s["candidates"])
+    for name, at in named:
+        if at is not None and not (type(at) is int and 0 <= at < count):
+            raise InputError(f"step {s['k']}: {name} is {at!r}, of {count} candidates")
+
+
+# %% ../../nbs/dashboard/runs.ipynb #c038
 def _step_figures(s: dict) -> dict:
     "What one step (as JSON) adds to the figures of its search."
+    _check_places(s)
     judgements = [Judgement(**j) for j in s["judgements"]]
     c = judge_stats([judgements])
     margin = None
@@ -238,7 +270,7 @@ def trajectory_figures(row: dict) -> dict:
     return figures
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c040
+# %% ../../nbs/dashboard/runs.ipynb #c042
 def read_line(line: bytes) -> dict:
     "A line of JSONL as an object; question marks for halves of surrogate pairs. ValueError if it is none."
     row = json.loads(line.decode("utf-8", "replace"))
@@ -248,7 +280,7 @@ def read_line(line: bytes) -> dict:
     return json.loads(text.encode("utf-8", "replace"))
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c044
+# %% ../../nbs/dashboard/runs.ipynb #c046
 @dataclass
 class Index:
     "Figures and place of every search in a trajectories.jsonl."
@@ -285,19 +317,54 @@ def _same_file(index: Index) -> bool:
     return zlib.crc32(line) == index.crc
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c048
+# %% ../../nbs/dashboard/runs.ipynb #c050
+_NUMBER = (int, float)
+_NONE = type(None)
+_KINDS = {
+    "margins": list,
+    "margin": (*_NUMBER, _NONE),
+    "consistency": (*_NUMBER, _NONE),
+    "right": (bool, _NONE),
+}
+_KINDS |= dict.fromkeys(("id", "question", "ended"), str) | {"answer": (str, _NONE)}
+_KINDS |= dict.fromkeys(("steps", "tried", "rollbacks", "tokens", "pairs"), int)
+_KINDS |= dict.fromkeys(("comparisons", "abstained", "disagree", "offset", "length"), int)
+
+
+def _well_formed(row) -> bool:
+    "Has a row of an index its figures, each of its kind?"
+    if not isinstance(row, dict) or row.keys() != _KINDS.keys():
+        return False
+    if not all(isinstance(row[name], kind) for name, kind in _KINDS.items()):
+        return False
+    return row["offset"] >= 0 and row["length"] > 0 and all(isinstance(m, _NUMBER) for m in row["margins"])
+
+
+# %% ../../nbs/dashboard/runs.ipynb #c053
 _VERSION = 1  # of the index on disk
 _WORTH = 4_000_000  # bytes of a file worth an index on disk
 
 
+def _believable(kept: dict) -> bool:
+    "Has what was read from disk the form of an index, with rows for what it covers?"
+    numbers = [kept["covered"], kept["lines"], kept["crc"]]
+    rows, notes = kept["rows"], kept["notes"]
+    if not all(type(x) is int and x >= 0 for x in numbers) or not (isinstance(rows, list) and rows):
+        return False
+    if not isinstance(notes, list) or not all(isinstance(x, str) for x in notes):
+        return False
+    return all(_well_formed(r) and r["offset"] + r["length"] <= kept["covered"] for r in rows)
+
+
+# %% ../../nbs/dashboard/runs.ipynb #c055
 def _kept_index(path: Path) -> Index:
     "The index on disk, or an empty one."
+    file = path.with_suffix(".index.json")
     try:
-        text = path.with_suffix(".index.json").read_text()
-        row = json.loads(text)
-        if row.pop("version") == _VERSION:
-            return Index(path, **row)
-    except (OSError, ValueError, KeyError, TypeError):
+        kept = json_file(file) if file.exists() else {}
+        if kept.pop("version", None) == _VERSION and _believable(kept):
+            return Index(path, **kept)
+    except (InputError, OSError, KeyError, TypeError, AttributeError):
         pass
     return Index(path)
 
@@ -313,7 +380,7 @@ def _keep(index: Index):
         pass  # a run that can only be read
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c052
+# %% ../../nbs/dashboard/runs.ipynb #c059
 Right = Callable[[str, str | None], bool | None]  # (problem, answer) -> is it right? None: not known
 
 
@@ -331,6 +398,8 @@ def _add_line(index: Index, line: bytes, right: Right):
             row["right"] = right(row["id"], row["answer"])
             row["offset"] = index.covered
             row["length"] = len(line)
+            if not _well_formed(row):
+                raise TypeError("a figure is not of its kind")
             index.rows.append(row)
             index.crc = zlib.crc32(line)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as e:
@@ -340,7 +409,7 @@ def _add_line(index: Index, line: bytes, right: Right):
     index.covered += len(line)
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c056
+# %% ../../nbs/dashboard/runs.ipynb #c063
 def _add_whole_lines(index: Index, right: Right):
     "Index what the file has beyond the index; half a line at the end is waited for."
     with open(index.path, "rb") as f:
@@ -370,7 +439,16 @@ def index_file(
     return index
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c062
+# %% ../../nbs/dashboard/runs.ipynb #c069
+def _reference(row, where: str) -> tuple[str | None, str | None]:
+    "Id and reference answer of a question, as far as it has them. InputError, at `where`, for anything else."
+    pair = (row.get("id"), row.get("answer")) if isinstance(row, dict) else (row,)
+    if len(pair) != 2 or not all(x is None or isinstance(x, str) for x in pair):
+        raise InputError(f"{where}: not a question with an id and an answer; mend or remove this line")
+    return pair
+
+
+# %% ../../nbs/dashboard/runs.ipynb #c071
 def golds(run: Run, n: int) -> dict[str, str]:
     "Reference answers of the questions searched for model `n`, where they are known."
     path = run.data(f"questions-{n}")
@@ -380,9 +458,10 @@ def golds(run: Run, n: int) -> dict[str, str]:
             return {}
         path = packaged(source.removeprefix("packaged:"))
     known = {}
-    for _, row in iter_jsonl(path):
-        if row.get("id") and row.get("answer"):
-            known[row["id"]] = row["answer"]
+    for where, row in iter_jsonl(path):
+        id, answer = _reference(row, where)
+        if id and answer:
+            known[id] = answer
     return known
 
 
@@ -406,7 +485,7 @@ def grader(run: Run, n: int) -> Right:
     return right
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c068
+# %% ../../nbs/dashboard/runs.ipynb #c077
 class Iteration(Target):
     "The searches that made model `n` of an arm."
 
@@ -426,7 +505,7 @@ class Iteration(Target):
         return index_file(path, grader(self.run, self.n), before)
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c072
+# %% ../../nbs/dashboard/runs.ipynb #c081
 def run_index(
     run: Run,
     n: int,
@@ -449,7 +528,7 @@ def run_indexes(run: Run, arm: str | None = None) -> dict[str, Index]:
     return found
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c075
+# %% ../../nbs/dashboard/runs.ipynb #c084
 PROBLEM_COLUMNS = [
     "id",
     "right",
@@ -475,7 +554,7 @@ def problem_table(index: Index) -> pd.DataFrame:
     return pd.DataFrame(index.rows, columns=PROBLEM_COLUMNS)
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c079
+# %% ../../nbs/dashboard/runs.ipynb #c088
 FILTERS = {
     "all": lambda t: t.id == t.id,
     "right": lambda t: t.right.eq(True),
@@ -509,7 +588,7 @@ def choose_problems(
     return out.sort_values(sort, ascending=not descending, na_position="last", kind="stable")
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c085
+# %% ../../nbs/dashboard/runs.ipynb #c094
 def load_trajectory(
     run: Run | str | Path,
     n: int,  # of the model that the search made

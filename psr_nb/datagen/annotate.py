@@ -19,8 +19,10 @@ __all__ = [
 ]
 
 # %% ../../nbs/datagen/annotate.ipynb #c003
+import base64
 import fcntl
 import hashlib
+import html
 import json
 import os
 import random
@@ -32,6 +34,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
@@ -243,14 +246,47 @@ def _secrets(s: ServerSettings) -> list[str]:
     return sorted({x for x in written if len(x) >= 6}, key=len, reverse=True)
 
 
+def _coded(secret: str) -> set[str]:
+    "What of a secret's base64 is the same whatever stands around it, for each of the three places to begin."
+    found, data = set(), secret.encode()
+    for before, cut in enumerate((0, 2, 3)):  # characters that hold bits of what stands before
+        text = base64.b64encode(bytes(before) + data).decode().rstrip("=")
+        mixed = (before + len(data)) % 3 > 0  # the last character holds bits of what stands behind
+        text = text[cut : len(text) - mixed]
+        found |= {text, text.replace("+", "-").replace("/", "_")}
+    return found
+
+
+# %% ../../nbs/datagen/annotate.ipynb #c043
+_BREAK = r"(?:\s|\\{1,4}[nr]){0,4}"
+
+
+def _spelled(c: str) -> str:
+    "A pattern of a character as it is, or escaped for JSON, an address or a page."
+    n = ord(c)
+    escaped = rf"\\{{1,4}}u{n:04x}|\\{{1,4}}x{n:02x}|%(?:25){{0,2}}{n:02x}|&#x?0{{0,4}}(?:{n}|{n:x});"
+    if html.escape(c) != c:  # twice the same would double the time with each character
+        escaped += f"|{re.escape(html.escape(c))}"
+    return rf"(?:\\{{0,4}}{re.escape(c)}|{escaped})"
+
+
+@cache
+def _pattern(secret: str) -> re.Pattern:
+    "What finds a secret in any case, escaped, over several lines or in base64."
+    forms = [secret, *sorted(_coded(secret))]
+    written = [_BREAK.join(map(_spelled, form)) for form in forms]
+    return re.compile("|".join(written), re.IGNORECASE)
+
+
+# %% ../../nbs/datagen/annotate.ipynb #c045
 def unkeyed(text: str, s: ServerSettings) -> str:
-    "A text without the server's own key and password."
+    "A text without the server's own key and password, however they are written."
     for secret in _secrets(s):
-        text = text.replace(secret, "***")
+        text = _pattern(secret).sub("***", text)
     return text
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c042
+# %% ../../nbs/datagen/annotate.ipynb #c047
 _NAMED = r"(?i)((?:authorization|api[-_]?key|access_token|password|secret)['\"]?\s*[:=]\s*['\"]?)"
 _CREDENTIALS = (
     (r"(?<=://)[^\s/@'\"]+(?=@)", "***"),  # of an address
@@ -268,7 +304,7 @@ def masked(text: str, s: ServerSettings) -> str:
     return text
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c047
+# %% ../../nbs/datagen/annotate.ipynb #c052
 def _content(choice: dict) -> str:
     "The text of a response's choice. TypeError if there is none."
     text = choice["message"]["content"]
@@ -277,6 +313,9 @@ def _content(choice: dict) -> str:
     if not isinstance(text, str):
         raise TypeError(f"content is {type(text).__name__}")
     return text
+
+
+_FORMAT = (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 def _reply(key: str, prompt: str, body: str, s: ServerSettings) -> Reply:
@@ -291,18 +330,18 @@ def _reply(key: str, prompt: str, body: str, s: ServerSettings) -> Reply:
             prompt,
             text,
             finish_reason=unkeyed(str(choice.get("finish_reason") or ""), s),
-            prompt_tokens=int(usage.get("prompt_tokens", prompt_estimate(prompt))),
-            output_tokens=int(usage.get("completion_tokens", prompt_estimate(text))),
+            prompt_tokens=max(0, int(usage.get("prompt_tokens", prompt_estimate(prompt)))),
+            output_tokens=max(0, int(usage.get("completion_tokens", prompt_estimate(text)))),
             model=s.model,
         )
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as e:
+    except _FORMAT as e:
         why, got = masked(str(e), s)[:60], masked(body, s)[:80]
         raise _Again(f"another format ({type(e).__name__}: {why}): {got!r}", billed=True) from None
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c051
+# %% ../../nbs/datagen/annotate.ipynb #c056
 def _seconds(header: str | None) -> float:
-    "Seconds in a retry-after header; 0 where it holds no number."
+    "Seconds in a retry-after header, perhaps without end; 0 where it holds no number."
     try:
         return max(0.0, float(header))
     except (TypeError, ValueError):
@@ -315,7 +354,7 @@ def _said(e, s: ServerSettings) -> str:
     return f"{e.status_code} {words[:160]}"
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c053
+# %% ../../nbs/datagen/annotate.ipynb #c058
 def _address(client, s: ServerSettings) -> str:
     "The server's address, as it may be shown."
     return masked(str(client.base_url), s)
@@ -326,11 +365,25 @@ def _wrong_key(client, s: ServerSettings, e) -> InputError:
     return InputError(f"{_address(client, s)} refused the key in {s.key_from} ({_said(e, s)})")
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c055
+# %% ../../nbs/datagen/annotate.ipynb #c060
+_LONGEST = 3600  # seconds that a server can make us wait
+
+
+def _asked_wait(client, s: ServerSettings, e) -> float:
+    "Seconds that an error response asks to wait for. InputError for more than an hour."
+    seconds = _seconds(e.response.headers.get("retry-after"))
+    if seconds > _LONGEST:
+        where = _address(client, s)
+        raise InputError(
+            f"{where} asks to wait for {seconds:,.0f} s ({e.status_code}); start the same command again then"
+        ) from None
+    return seconds
+
+
 def _refusal(client, s: ServerSettings, e) -> str:
     "Why this prompt was refused. _Again if a later try may help, InputError if no prompt will be answered."
     if e.status_code in (408, 409, 429) or e.status_code >= 500:
-        raise _Again(f"{e.status_code}", _seconds(e.response.headers.get("retry-after"))) from None
+        raise _Again(f"{e.status_code}", _asked_wait(client, s, e)) from None
     if e.status_code in (401, 403):
         raise _wrong_key(client, s, e) from None
     if e.status_code in (402, 404, 405):
@@ -341,7 +394,7 @@ def _refusal(client, s: ServerSettings, e) -> str:
     return f"refused: {_said(e, s)}"
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c059
+# %% ../../nbs/datagen/annotate.ipynb #c064
 def _call(client, key: str, prompt: str, s: ServerSettings) -> Reply:
     """One try; a Reply with a problem if the prompt was refused.
 
@@ -363,7 +416,7 @@ def _call(client, key: str, prompt: str, s: ServerSettings) -> Reply:
         return Reply(key, prompt, None, model=s.model, problem=_refusal(client, s, e))
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c063
+# %% ../../nbs/datagen/annotate.ipynb #c068
 class _Pace:
     "Says when the next request may begin."
 
@@ -385,7 +438,7 @@ class _Pace:
             self.next = max(self.next, time.monotonic() + seconds)
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c066
+# %% ../../nbs/datagen/annotate.ipynb #c071
 class _Asker:
     "Asks a server for answers, keeps each in the file, and counts what went wrong."
 
@@ -460,7 +513,7 @@ class _Asker:
         return self.keep(self.none(key, prompt, f"gave up: {why}"))
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c070
+# %% ../../nbs/datagen/annotate.ipynb #c075
 _GONE = ("gave up: no connection", "gave up: time-out")
 
 
@@ -481,7 +534,7 @@ def _first(asker: _Asker, todo: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return todo if problem.startswith("gave up") else todo[1:]
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c074
+# %% ../../nbs/datagen/annotate.ipynb #c079
 def _listen(asker: _Asker, reply: Reply):
     "InputError when as many replies in a row as are under way found nobody there."
     gone = (reply.problem or "").startswith(_GONE)
@@ -494,7 +547,7 @@ def _listen(asker: _Asker, reply: Reply):
         )
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c077
+# %% ../../nbs/datagen/annotate.ipynb #c082
 def _start(asker: _Asker, pool: ThreadPoolExecutor, waiting: list, under_way: dict):
     "Begin as many of the waiting prompts as concurrency and budget allow; {future: tokens reserved for it}."
     while waiting and len(under_way) < asker.s.concurrency:
@@ -526,7 +579,7 @@ def _rest(asker: _Asker, todo: list[tuple[str, str]], progress: Callable[[str, i
         asker.answers[key] = asker.none(key, prompt, "budget spent")
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c081
+# %% ../../nbs/datagen/annotate.ipynb #c086
 def _faults_line(asker: _Asker) -> str:
     "What went wrong, counted, in a sentence."
     counted = (f"{n} x {what}" for what, n in asker.faults.most_common())
@@ -562,7 +615,7 @@ def ask_server(
         return [answers[k] for k in keys]
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c087
+# %% ../../nbs/datagen/annotate.ipynb #c092
 def check_server(s: ServerSettings) -> None:
     "InputError if nobody answers at the server's address, or it doesn't know the key."
     import openai

@@ -34,7 +34,7 @@ from ..questions.solutions import prm800k_steps
 from ..records import InputError, as_record, reading, settings
 from ..sft import NotNegative, TrainSettings, context_of, fit, fitting, trainer_arguments
 from ..statistics import share
-from ..texts.chat import prompt_ids
+from ..texts.chat import prompt_ids, said_after
 from ..texts.tokens import encode, ids_after
 from .scorers import Scorer, Spot, StepLabels
 
@@ -185,7 +185,8 @@ def prm_ids(
     for k, step in enumerate(steps, 1):
         opening = f"{domain.label(k)} " if f.numbers else ""
         text = opening + step.strip() + mark
-        ids = ids + ids_after(tokenizer, "\n", text)
+        follows = ids_after if f.mark else said_after  # a mark may be a special token
+        ids = ids + follows(tokenizer, "\n", text)
         ends.append(len(ids) - 1)
         if f.mark:
             ids = ids + ids_after(tokenizer, f.mark, "\n")

@@ -167,8 +167,16 @@ def _check_sizes(config: dict, file: Path, size: int):
 _READ = ("*.json", "*.model", "*.jinja", "vocab*", "merges*")  # besides the weights
 
 
+def _refuse_adapter(folder: Path):
+    "InputError for a folder with an adapter: transformers would put it on top of whatever weights are there."
+    if (folder / "adapter_config.json").exists():
+        way = "merge it into its base model, and keep no adapter_config.json beside the merged weights"
+        raise InputError(f"{folder}: it has an adapter of PEFT, which is no model of its own; {way}")
+
+
 def _config_of(folder: Path) -> dict:
     "What config.json says, after a look at all files but the weights. InputError for a damaged one."
+    _refuse_adapter(folder)
     if not (folder / "config.json").exists():
         raise InputError(f"{folder}: not a model folder, it has no config.json")
     for pattern in _READ:
@@ -186,18 +194,29 @@ def _config_of(folder: Path) -> dict:
     return found
 
 
+# %% ../../nbs/engines/load.ipynb #c031
+def _refuse_whole_numbers(file: Path, tensors: dict[str, dict]):
+    "InputError for weights in whole numbers, which mean nothing without a scale."
+    for name, tensor in tensors.items():
+        if name.endswith(".weight") and tensor["dtype"] in ("I8", "U8", "I32") and len(tensor["shape"]) > 1:
+            said = f"{name} holds whole numbers, and config.json names no quantization_config"
+            raise InputError(f"{file}: {said}; copy the whole model again, or take one that isn't quantised")
+
+
 def check_folder(path: str | Path) -> list[Path]:
     "The files with a model's weights. InputError for a file that is missing, cut or not what it should be."
     folder = Path(path)
     config, files = _config_of(folder), weight_files(folder)
     for file in files:
-        tensors_of(file)
+        tensors = tensors_of(file)
+        if not config.get("quantization_config"):
+            _refuse_whole_numbers(file, tensors)
     if files:
         _check_sizes(config, folder / "config.json", sum(f.stat().st_size for f in files))
     return files
 
 
-# %% ../../nbs/engines/load.ipynb #c031
+# %% ../../nbs/engines/load.ipynb #c035
 def _code_names(folder: Path) -> list[str]:
     "What the folder's settings name as its code: `module.Class`, after `repository--` if it lies elsewhere."
     found = []
@@ -210,7 +229,7 @@ def _code_names(folder: Path) -> list[str]:
     return [n for n in found if isinstance(n, str)]
 
 
-# %% ../../nbs/engines/load.ipynb #c035
+# %% ../../nbs/engines/load.ipynb #c039
 def _code_files(folder: Path) -> list[Path]:
     "The Python files that the folder's settings name, and those that these import."
     from transformers.dynamic_module_utils import get_relative_import_files
@@ -231,7 +250,7 @@ def code_version(folder: str | Path) -> str | None:
     return blake2b(b"".join(both), digest_size=8).hexdigest() if files else None
 
 
-# %% ../../nbs/engines/load.ipynb #c038
+# %% ../../nbs/engines/load.ipynb #c042
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -270,7 +289,7 @@ def code_arguments(path: str) -> dict:
     return {"trust_remote_code": True} | commit
 
 
-# %% ../../nbs/engines/load.ipynb #c042
+# %% ../../nbs/engines/load.ipynb #c046
 @cache
 def _reach(path: str) -> dict:
     "How `from_pretrained` gets a hub model: from the network or the cache. InputError if it is in neither."
@@ -292,7 +311,7 @@ def _reach(path: str) -> dict:
     return {}
 
 
-# %% ../../nbs/engines/load.ipynb #c046
+# %% ../../nbs/engines/load.ipynb #c050
 def _refusal(path: str, e: Exception, what: str) -> InputError:
     "What is said of a model, or part of one, that could not be loaded."
     why = next((line for line in str(e).splitlines() if line.strip()), type(e).__name__)[:250]
@@ -327,7 +346,7 @@ def _loading(path: str, what: str):
         logging.set_verbosity(before)
 
 
-# %% ../../nbs/engines/load.ipynb #c050
+# %% ../../nbs/engines/load.ipynb #c054
 def _check_keys(where: str, kind: str, found: dict, allowed: Trust):
     "InputError for weights that the files lack, have too many of, or have in another shape."
     way = "if that is meant, name them in engine.other_weights"
@@ -363,7 +382,7 @@ def _check_finite(where: str, model):
                 )
 
 
-# %% ../../nbs/engines/load.ipynb #c054
+# %% ../../nbs/engines/load.ipynb #c058
 def load_as(
     auto_class: str,  # of transformers
     path: str,  # folder or hub id
@@ -399,7 +418,7 @@ def load_model(path: str, dtype: str = "auto", device: str | None = None):
     return load_as("AutoModelForCausalLM", path, dtype, device)
 
 
-# %% ../../nbs/engines/load.ipynb #c060
+# %% ../../nbs/engines/load.ipynb #c064
 def _damaged(path: str) -> str:
     "The file of a tokenizer that is not JSON, or else the folder."
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"):
@@ -426,10 +445,14 @@ def open_tokenizer(path: str):
         raise InputError(f"{_damaged(path)}: {str(e).removeprefix(f'{path}: ')}") from e
     if len(tok) <= len(set(tok.all_special_ids)):
         raise InputError(f"{path}: its tokenizer has no vocabulary; copy tokenizer.json into the folder")
+    longest = tok.model_max_length
+    if not isinstance(longest, int | float):
+        told = f"its model_max_length is {longest!r}, not a number of tokens"
+        raise InputError(f"{os.path.join(path, 'tokenizer_config.json')}: {told}; correct it or leave it out")
     return tok
 
 
-# %% ../../nbs/engines/load.ipynb #c064
+# %% ../../nbs/engines/load.ipynb #c068
 def _rope_parameters(config) -> list[dict]:
     "The settings of a model's rotary positions: one, or one for each kind of layer."
     given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
@@ -456,7 +479,7 @@ def length_border(config) -> int | None:
     return min((b for b in borders if b), default=None)
 
 
-# %% ../../nbs/engines/load.ipynb #c068
+# %% ../../nbs/engines/load.ipynb #c072
 def pad_id(tokenizer, vocabulary: int) -> int:
     "An id to fill rows up with that a model with so many ids takes."
     for i in (tokenizer.pad_token_id, tokenizer.eos_token_id):

@@ -10,6 +10,7 @@ __all__ = [
     "model_context",
     "check_room",
     "check_questions",
+    "check_vocabulary",
     "weights_folder",
     "check_disk",
     "Wanted",
@@ -111,23 +112,45 @@ def check_room(context: int, lengths: dict[str, int]):
 
 
 # %% ../../nbs/engines/ready.ipynb #c024
-def check_questions(tokenizer, domain: Domain, questions: Iterable[str], context: int) -> int:
+def check_questions(
+    tokenizer,
+    domain: Domain,
+    questions: Iterable[str],
+    context: int,  # of the model, in tokens
+    step: int = 1,  # tokens that the first step may have
+) -> int:
     """How many questions don't fit a context, asked for their first step; they are warned of.
 
     InputError where none fits."""
     label = len(label_ids(tokenizer, domain, 1))
     lengths = [len(prompt_ids(tokenizer, domain.ask(q))) + label for q in questions]
-    long = sum(n >= context for n in lengths)
+    long = sum(n + step > context for n in lengths)
     if lengths and long == len(lengths):
-        shortest = f"the shortest prompt has {min(lengths)} tokens and the model's context {context}"
-        raise InputError(f"none of the {len(lengths)} questions fits: {shortest}; take another model")
+        shortest = (
+            f"the shortest prompt has {min(lengths)} tokens, a step {step} and the model's context {context}"
+        )
+        way = "take another model or shorter steps"
+        raise InputError(f"none of the {len(lengths)} questions fits: {shortest}; {way}")
     if long:
-        told = f"{long} of {len(lengths)} questions fill the model's context of {context} tokens"
+        room = f"no room for a step of {step} in the model's context of {context} tokens"
+        told = f"{long} of {len(lengths)} questions leave {room}"
         warnings.warn(f"{told} and will be counted as not solved", stacklevel=2)
     return long
 
 
 # %% ../../nbs/engines/ready.ipynb #c028
+def check_vocabulary(model: str, config, ids: list[int]) -> int:
+    "The ids that a model has. InputError if that is not said, or a prompt's ids reach beyond them."
+    size = getattr(config, "vocab_size", None)
+    if not isinstance(size, int):
+        raise InputError(f"{model}: not a language model, its config.json has no vocab_size")
+    if max(ids, default=0) >= size:
+        told = f"a prompt has id {max(ids)}, outside the model's vocabulary of {size}"
+        raise InputError(f"{model}: the tokenizer isn't this model's, {told}; take the one it came with")
+    return size
+
+
+# %% ../../nbs/engines/ready.ipynb #c032
 def weights_folder(model: str) -> Path | None:
     "Where a model's files are on this machine; None for one of the hub that isn't here yet."
     from huggingface_hub import try_to_load_from_cache
@@ -157,7 +180,7 @@ def check_disk(
     return needed
 
 
-# %% ../../nbs/engines/ready.ipynb #c032
+# %% ../../nbs/engines/ready.ipynb #c036
 @dataclass(frozen=True)
 class Wanted:
     "What is going to be asked of a model."
@@ -176,11 +199,14 @@ def check_ready(model: str, s: EngineSettings, wanted: Wanted) -> dict:
     if os.path.isdir(model):
         check_folder(model)
     kind = check_engine(model, s)
-    config, tokenizer = open_config(model), load_tokenizer(model, s)
+    config = open_config(model)
+    check_vocabulary(model, config, [])
+    tokenizer = load_tokenizer(model, s)
     check_tokenizer(tokenizer, wanted.domain)
+    prompt = prompt_ids(tokenizer, wanted.domain.ask("What is 2 + 3?"))
+    size = check_vocabulary(model, config, prompt + label_ids(tokenizer, wanted.domain, 1))
     if wanted.models:
-        end_id(tokenizer, config.vocab_size, model)
-    prompt_ids(tokenizer, wanted.domain.ask("What is 2 + 3?"))
+        end_id(tokenizer, size, model)
     context = model_context(config, s, kind)
     check_room(context, wanted.lengths)
     disk = check_disk(wanted.folder, model, wanted.models)

@@ -268,9 +268,15 @@ def _count(usage: Usage, done: _Open):
 
 # %% ../../nbs/engines/transformers.ipynb #c046
 def _end_ids(model, tokenizer) -> list[int]:
-    "Ids that end a completion."
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    ends = ends if isinstance(ends, list) else [ends]
+    "Ids that end a completion. InputError for ends in the generation settings that are no ids."
+    given = getattr(model.generation_config, "eos_token_id", None)
+    ends = given if isinstance(given, list) else [given]
+    ends = [i for i in ends if i is not None]
+    if any(type(i) is not int for i in ends):
+        file = os.path.join(getattr(model, "name_or_path", ""), "generation_config.json")
+        raise InputError(
+            f"{file}: eos_token_id is {given!r}, which has to be an id or a list of ids; correct it"
+        )
     return sorted({i for i in ends + [tokenizer.eos_token_id] if i is not None})
 
 
@@ -279,7 +285,7 @@ def _context(model) -> int:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
 
 
-# %% ../../nbs/engines/transformers.ipynb #c049
+# %% ../../nbs/engines/transformers.ipynb #c051
 class TransformersEngine:
     "Runs requests on a transformers model, on CPU or CUDA."
 
@@ -428,7 +434,7 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
 
-# %% ../../nbs/engines/transformers.ipynb #c063
+# %% ../../nbs/engines/transformers.ipynb #c065
 def _unrounded(model, ids: list[int]):
     "A context in which the model's logits of these ids for the next token are not rounded to its own type."
     head = model.get_output_embeddings()

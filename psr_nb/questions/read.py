@@ -81,9 +81,9 @@ def _opened(path: Path):
 
 # %% ../../nbs/questions/read.ipynb #c013
 def _one_list(data: bytes, path: Path) -> list | None:
-    """The rows of a file that is one JSON list; None for JSONL.
+    """The rows of a file that is one JSON list, or one problem; None for JSONL.
 
-    InputError for a `.json` file that is neither."""
+    InputError for a `.json` file that is none of these."""
     value = json_value(data)
     named = path.name.removesuffix(".gz").endswith(".json")
     if isinstance(value, list) and (named or (value and all(isinstance(v, dict) for v in value))):
@@ -95,6 +95,8 @@ def _one_list(data: bytes, path: Path) -> list | None:
         if isinstance(first, dict):
             return None
         raise InputError(f"{path}: {value.why} ({value.detail}); it should be one list of rows, or JSONL")
+    if isinstance(value, dict) and {"question", "problem"} & value.keys():
+        return [value]
     found = type(value).__name__
     raise InputError(f"{path}: expected an array of rows, found {found}; give the array alone, or JSONL")
 
@@ -121,33 +123,42 @@ def _json_rows(path: Path) -> Iterator[tuple[str, object]]:
 
 # %% ../../nbs/questions/read.ipynb #c019
 def _header(path: Path, rows) -> list[str]:
-    "The names in the first line of a table. InputError for a name that is there twice."
-    names = next(rows, [])
-    twice = [name for i, name in enumerate(names) if name in names[:i]]
+    "The names in the first line of a table, '' for none. InputError for a name that is there twice."
+    names = [name.strip() for name in next(rows, [])]
+    twice = [name for i, name in enumerate(names) if name and name in names[:i]]
     if twice:
         raise InputError(f"{path}: two columns are called {twice[0]!r}; rename one")
     return names
 
 
+def _delimiter(path: Path, header: str) -> str:
+    "What is between the cells of a table: a tab in TSV, else a semicolon where the header has no comma."
+    if ".tsv" in path.suffixes:
+        return "\t"
+    return ";" if ";" in header and "," not in header else ","
+
+
+# %% ../../nbs/questions/read.ipynb #c023
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict]]:
     "Yield (where, row) for a CSV or TSV file; the row below the header is the first. An empty cell is None."
-    tabs = ".tsv" in path.suffixes
     with _opened(path) as f:
         text = io.TextIOWrapper(f, "utf-8-sig", newline="")
-        rows = csv.reader(text, "excel-tab" if tabs else "excel", strict=True)
+        between = _delimiter(path, text.readline())
+        text.seek(0)
+        rows = csv.reader(text, delimiter=between, strict=True)
         names = _header(path, rows)
         cells_of = (cells for cells in rows if cells)  # a line without anything is no row
         for i, cells in enumerate(cells_of, 1):
             if len(cells) != len(names):
-                kind = "tab" if tabs else "comma"
+                kind = {"\t": "tab", ";": "semicolon"}.get(between, "comma")
                 raise InputError(
                     f"{path}:{i}: {len(cells)} cells, and the header names {len(names)} columns; "
                     f"text with a {kind} needs quotation marks around it"
                 )
-            yield f"{path}:{i}", {n: cell or None for n, cell in zip(names, cells, strict=True)}
+            yield f"{path}:{i}", {n: cell or None for n, cell in zip(names, cells, strict=True) if n}
 
 
-# %% ../../nbs/questions/read.ipynb #c022
+# %% ../../nbs/questions/read.ipynb #c026
 def _parquet_rows(path: Path) -> Iterator[tuple[str, dict]]:
     "Yield (where, row) for a Parquet file."
     from pyarrow.parquet import ParquetFile
@@ -158,7 +169,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict]]:
         yield from ((f"{path}:{i}", row) for i, row in enumerate(rows, 1))
 
 
-# %% ../../nbs/questions/read.ipynb #c025
+# %% ../../nbs/questions/read.ipynb #c029
 FORMAT = re.compile(r"\.(jsonl|json|csv|tsv|parquet)(\.gz)?$")  # the names of files that are read
 _READERS = {"csv": _csv_rows, "tsv": _csv_rows, "parquet": _parquet_rows}
 
@@ -187,7 +198,7 @@ def shard_files(folder: Path) -> list[Path]:
     return sorted(files, key=numbers.get) if len(sets) == 1 else []
 
 
-# %% ../../nbs/questions/read.ipynb #c029
+# %% ../../nbs/questions/read.ipynb #c033
 def rows_or_unread(
     source: str,  # as `source_rows` takes it
 ) -> Iterator[tuple[str, object]]:
@@ -196,6 +207,8 @@ def rows_or_unread(
     path = packaged(source.removeprefix("packaged:")) if inside else Path(source)
     if os.path.isdir(path):
         files = shard_files(path)
+        if not files:
+            raise InputError(f"{source}: a folder, and not one with the shards of one set; name a file in it")
     else:
         files = [path] if os.path.exists(path) else []  # no error for a name that is too long to be one
     for file in files:
@@ -219,7 +232,7 @@ def source_rows(
             raise InputError(f"{where}: {row.why} ({row.detail}); each line must be one JSON object")
 
 
-# %% ../../nbs/questions/read.ipynb #c034
+# %% ../../nbs/questions/read.ipynb #c038
 def _resolves(address: str) -> bool:
     "Is the name of a server known here? Behind a proxy, the proxy knows."
     if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy") or os.environ.get("ALL_PROXY"):
@@ -246,7 +259,7 @@ def _hub_or_kept():
         constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before
 
 
-# %% ../../nbs/questions/read.ipynb #c038
+# %% ../../nbs/questions/read.ipynb #c042
 def hub_rows(
     source: str,  # owner/name, owner/name:split or owner/name:config:split
 ):
@@ -257,8 +270,6 @@ def hub_rows(
 
     name, *rest = source.split(":")
     if len(source) > 200 or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or FORMAT.search(name):
-        if os.path.isdir(source):
-            raise InputError(f"{source}: a folder, and not one with the shards of one set; name a file in it")
         raise InputError(f"{source}: no such file")
     try:
         with _hub_or_kept():
@@ -271,16 +282,16 @@ def hub_rows(
     yield from ((f"{source}:{i}", r) for i, r in enumerate(rows, 1))
 
 
-# %% ../../nbs/questions/read.ipynb #c044
+# %% ../../nbs/questions/read.ipynb #c048
 COLUMNS = {
     "id": ("id", "unique_id", "ID"),
     "before": ("Body", "body", "passage"),  # text that the question begins with
     "question": ("question", "problem", "Question", "input"),
-    "options": ("options",),  # text that the question ends with, where the answer is a letter
+    "options": ("options", "choices"),  # text that the question ends with, where the answer is a letter
     "answer": ("answer", "final_answer", "Answer", "target", "correct", "content", "label"),
     "solution": ("solution", "rationale"),
 }
-_BESIDE = {"input": "target", "label": "options", "rationale": "options"}
+_BESIDE = {"input": "target", "label": "options", "rationale": "options", "choices": "answer"}
 _USUAL = ("id", "unique_id", "question", "problem", "answer", "final_answer", "solution")
 
 
@@ -290,12 +301,12 @@ def columns_of(row: dict, field: str) -> list[str]:
 
 
 def first_of(row: dict, *columns: str):
-    "(column, value) of the first of these columns that isn't null or NaN; (the first, None) without any."
-    held = ((c, row[c]) for c in columns if row.get(c) is not None and row[c] == row[c])
+    "(column, value) of the first of these columns that isn't empty or NaN; (the first, None) without any."
+    held = ((c, row[c]) for c in columns if row.get(c) not in (None, "", []) and row[c] == row[c])
     return next(held, (columns[0], None))
 
 
-# %% ../../nbs/questions/read.ipynb #c047
+# %% ../../nbs/questions/read.ipynb #c051
 NAMED = ("id", "question", "answer", "solution")  # the fields whose columns can be named
 
 
@@ -316,7 +327,7 @@ def named_columns(row: dict, where: str, fields: dict[str, str] | None) -> dict[
     return dict(fields)
 
 
-# %% ../../nbs/questions/read.ipynb #c051
+# %% ../../nbs/questions/read.ipynb #c055
 def _characters(text: str, where: str, column: str) -> str:
     "A text of whole characters. InputError for half of a surrogate pair, which no tokenizer takes."
     half = re.search("[\ud800-\udfff]", text)
@@ -325,14 +336,14 @@ def _characters(text: str, where: str, column: str) -> str:
     return text
 
 
-# %% ../../nbs/questions/read.ipynb #c054
+# %% ../../nbs/questions/read.ipynb #c058
 def answer_text(value, where: str, column: str) -> str | None:
     "An answer as text; None if there is none. InputError for an object or a truth value."
     if value is None or value != value:  # NaN
         return None
     if isinstance(value, list):
         texts = [answer_text(v, where, column) for v in value]
-        return ", ".join(t for t in texts if t is not None)
+        return ", ".join(t for t in texts if t is not None) or None
     if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
         found = json.dumps(value, default=str)[:60]
         raise InputError(
@@ -341,12 +352,14 @@ def answer_text(value, where: str, column: str) -> str | None:
     if isinstance(value, float) and math.isinf(value):
         raise InputError(f"{where}: column {column!r}: a number that is too large to be one")
     text = _characters(str(value).strip(), where, column)
+    if not text:
+        return None
     if not isinstance(value, str) and "e" in text.lower():
         text = f"{Decimal(text):f}"
     return re.sub(r"^(-?\d+)\.0$", r"\1", text)
 
 
-# %% ../../nbs/questions/read.ipynb #c059
+# %% ../../nbs/questions/read.ipynb #c063
 def _words(row: dict, where: str, column: str | None) -> str:
     "The text of a column, '' where it is empty. InputError for anything but text."
     value = row.get(column)
@@ -358,12 +371,23 @@ def _words(row: dict, where: str, column: str | None) -> str:
     return _characters(value.strip(), where, column)
 
 
+# %% ../../nbs/questions/read.ipynb #c066
+def _one_line(options: str) -> str:
+    "Options that are one text; those that begin with `a )` one a line, with capitals: `(A) 38`."
+    options = options.strip()
+    if not re.match(r"\(?a ?\)", options):
+        return options
+    parts = re.split(r"(?:^|\s*,\s*)\(?([a-j]) ?\)\s*", options)[1:]
+    lines = [f"({letter.upper()}) {text}" for letter, text in zip(parts[::2], parts[1::2], strict=True)]
+    return "\n".join(lines)
+
+
 def _options(row: dict, where: str, column: str) -> str:
     "The options of a question, one a line: `(A) 21`. InputError for what is no list of them."
     value = row[column]
     if isinstance(value, str):
-        return value.strip()
-    if isinstance(value, dict):
+        return _one_line(value)
+    if isinstance(value, dict) and all(isinstance(v, (str, int, float)) for v in value.values()):
         value = [f"{letter}) {text}" for letter, text in value.items()]
     if not isinstance(value, list) or not all(isinstance(v, (str, int, float)) for v in value):
         found = json.dumps(value, default=str)[:60]
@@ -377,7 +401,7 @@ def _options(row: dict, where: str, column: str) -> str:
     return "\n".join(lines)
 
 
-# %% ../../nbs/questions/read.ipynb #c062
+# %% ../../nbs/questions/read.ipynb #c069
 def _question(row: dict, where: str, took: dict[str, str]) -> str:
     "The question of a row, with the text before it. InputError where there is none."
     column = took.get("question")
@@ -398,7 +422,7 @@ def _question(row: dict, where: str, took: dict[str, str]) -> str:
     return f"{before}{stop}{space}{question}"
 
 
-# %% ../../nbs/questions/read.ipynb #c065
+# %% ../../nbs/questions/read.ipynb #c072
 def _solution(row: dict, where: str, column: str | None) -> str | None:
     "The worked solution of a row, its parts joined where it is a list; None without one."
     value = row.get(column)
@@ -407,13 +431,13 @@ def _solution(row: dict, where: str, column: str | None) -> str | None:
     return value if _words({column: value}, where, column) else None
 
 
-# %% ../../nbs/questions/read.ipynb #c068
+# %% ../../nbs/questions/read.ipynb #c075
 def _weak_answer(row: dict) -> str | None:
     "The first column that could be an answer where the usual ones hold none: text or a number."
     for column in columns_of(row, "answer"):
         value = row[column]
         number = isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) and value == value
-        if column not in _USUAL and (number or isinstance(value, str)):
+        if column not in _USUAL and (number or (isinstance(value, str) and value.strip())):
             return column
     return None
 
@@ -437,7 +461,7 @@ def _answer_and_solution(row: dict, where: str, took: dict[str, str]) -> tuple:
     return answer, solution
 
 
-# %% ../../nbs/questions/read.ipynb #c071
+# %% ../../nbs/questions/read.ipynb #c078
 def _taken(row, where: str, fields: dict[str, str] | None) -> tuple[dict, set[str]]:
     "(field -> the column it comes from, the fields whose column isn't a usual one). InputError for no row."
     if not isinstance(row, dict):
@@ -469,7 +493,26 @@ def _id(row: dict, where: str, column: str | None, otherwise: str) -> str:
     return _characters(str(value), where, column)
 
 
-# %% ../../nbs/questions/read.ipynb #c074
+# %% ../../nbs/questions/read.ipynb #c081
+def _is_of(number: int, option) -> bool:
+    "Is this whole number written in an option, as in `A) 21 cm` and not in `2.5`?"
+    found = re.findall(r"-?\d[\d,./^]*", re.sub(r"^\(?[A-J][).:]", "", str(option)))
+    return str(number) in [re.sub(r"[,./]$|\.0+$|,(?=\d{3})", "", f) for f in found]
+
+
+def _refuse_place(row: dict, where: str, took: dict[str, str]):
+    "InputError for an answer that is the place of an option, from 0 or from 1: nobody knows which."
+    options, given = row[took["options"]], row.get(took.get("answer"))
+    if not isinstance(given, int) or not isinstance(options, list) or not 0 <= given <= len(options):
+        return
+    if not any(_is_of(given, option) for option in options):
+        raise InputError(
+            f"{where}: column {took['answer']!r}: {given} is none of the options in {took['options']!r}; "
+            "write the letter of the right one, A for the first"
+        )
+
+
+# %% ../../nbs/questions/read.ipynb #c085
 def as_problem(
     row: dict,
     where: str,  # names the row in an error message
@@ -483,7 +526,9 @@ def as_problem(
     question = _question(row, where, took)
     answer, solution = _answer_and_solution(row, where, took)
     if "options" in took:
-        if answer and re.fullmatch(r"\(?[A-J]\)?", answer):
+        _refuse_place(row, where, took)
+        if answer and re.fullmatch(r"\(?[A-Ja-j]\)?", answer):
+            answer = answer.upper()
             question += "\n" + _options(row, where, took["options"])
         else:
             del took["options"]
@@ -499,7 +544,7 @@ def as_problem(
     return Problem(_id(row, where, took.get("id"), id), question, answer, meta)
 
 
-# %% ../../nbs/questions/read.ipynb #c082
+# %% ../../nbs/questions/read.ipynb #c093
 def say_taken(source: str, problems: list[Problem], fields: dict | None):
     "A warning of the columns that were taken for a question or an answer though they aren't the usual ones."
     told = {}
@@ -516,7 +561,7 @@ def say_taken(source: str, problems: list[Problem], fields: dict | None):
         )
 
 
-# %% ../../nbs/questions/read.ipynb #c086
+# %% ../../nbs/questions/read.ipynb #c097
 def file_stem(path: str) -> str:
     "A file's name without its format: `gsm8k_test` of `data/gsm8k_test.jsonl.gz`."
     return Path(path.removesuffix(".gz")).stem

@@ -11,6 +11,7 @@ __all__ = [
     "template_text",
     "open_thought",
     "after_thought",
+    "said_after",
     "prompt_ids",
 ]
 
@@ -291,20 +292,48 @@ def _segments(tokenizer, pieces: tuple[str, ...], said: str) -> list[str]:
     return out
 
 
-def _pieced_ids(tokenizer, pieces: tuple[str, ...], said: str) -> list[int]:
-    "Ids of the pieces with `said` between each two of them, without a special token in it."
-    segments = _segments(tokenizer, pieces, said)
-    ids = encode(tokenizer, segments[0])
-    for n, (before, segment) in enumerate(zip(segments, segments[1:], strict=False)):
-        if n % 2:
-            ids += ids_after(tokenizer, before[-1:], segment)
-        else:
-            with _as_plain(tokenizer):
-                ids += ids_after(tokenizer, before[-1:], segment)
+# %% ../../nbs/texts/chat.ipynb #c052
+def _plain_ids(tokenizer, before: str, special: str) -> list[int]:
+    "Ids of a special token's text, as text, where it follows another."
+    with _as_plain(tokenizer):
+        ids = ids_after(tokenizer, before, special)
+        if set(ids) & set(tokenizer.all_special_ids):
+            ids = ids_after(tokenizer, before, special[:1]) + ids_after(tokenizer, special[:1], special[1:])
     return ids
 
 
-# %% ../../nbs/texts/chat.ipynb #c051
+# %% ../../nbs/texts/chat.ipynb #c056
+def _ids_behind(tokenizer, segments: list[str]) -> list[int]:
+    "Ids of the segments behind the first."
+    ids = []
+    for n, (before, segment) in enumerate(zip(segments, segments[1:], strict=False)):
+        ids_of = ids_after if n % 2 else _plain_ids
+        ids += ids_of(tokenizer, before[-1:], segment)
+    return ids
+
+
+def _pieced_ids(tokenizer, pieces: tuple[str, ...], said: str) -> list[int]:
+    "Ids of the pieces with `said` between each two of them, without a special token in it."
+    segments = _segments(tokenizer, pieces, said)
+    return encode(tokenizer, segments[0]) + _ids_behind(tokenizer, segments)
+
+
+# %% ../../nbs/texts/chat.ipynb #c059
+def said_after(
+    tokenizer,
+    before: str,  # what the text follows; its end is enough
+    text: str,
+) -> list[int]:
+    """Ids of a text that follows another, as `ids_after`, without a special token in it.
+
+    InputError if this tokenizer has no border in front of it."""
+    if not _has_special(tokenizer, text):
+        return ids_after(tokenizer, before, text)
+    segments = _segments(tokenizer, ("", ""), text)
+    return ids_after(tokenizer, before, segments[0]) + _ids_behind(tokenizer, segments)
+
+
+# %% ../../nbs/texts/chat.ipynb #c062
 def _chat_ids(tokenizer, template: str, chat: Chat, text: str) -> list[int]:
     "Ids of a text in its chat template."
     pieces = _frame(tokenizer, template, chat)
@@ -324,11 +353,18 @@ def _chat_ids(tokenizer, template: str, chat: Chat, text: str) -> list[int]:
     raise InputError(f"{_name(tokenizer)}: its chat template says something else around {text[:50]!r}")
 
 
-# %% ../../nbs/texts/chat.ipynb #c054
+# %% ../../nbs/texts/chat.ipynb #c065
+def _start_ids(tokenizer) -> list[int]:
+    "What a tokenizer puts before every text: nothing, its start token, or others, as GLM's [gMASK]<sop>."
+    whole, alone = tokenizer("x")["input_ids"], encode(tokenizer, "x")
+    return next((whole[:n] for n in range(len(whole)) if whole[n : n + len(alone)] == alone), [])
+
+
+# %% ../../nbs/texts/chat.ipynb #c068
 def prompt_ids(tokenizer, text: str) -> list[int]:
     """Ids of a whole prompt.
 
-    Through the chat template if there is one, else plain with the tokenizer's own start token.
+    Through the chat template if there is one, else plain behind what the tokenizer puts before every text.
     InputError for a template that can't be used, or that drops or changes the text."""
     template, chat = template_text(tokenizer), chat_of(tokenizer)
     if template:
@@ -336,9 +372,7 @@ def prompt_ids(tokenizer, text: str) -> list[int]:
     if chat.system_prompt is not None:
         said = "this model has no chat template with a system turn; leave it out"
         raise InputError(f"engine.system_prompt: {_name(tokenizer)}: {said}")
-    start = tokenizer.bos_token_id
-    adds_it = start is not None and tokenizer("").input_ids
-    begin = [start] if adds_it else []
+    begin = _start_ids(tokenizer)
     if not _has_special(tokenizer, text):
         return begin + encode(tokenizer, text)
     return begin + _pieced_ids(tokenizer, ("", ""), text)

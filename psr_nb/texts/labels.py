@@ -51,17 +51,18 @@ def _own_labels(label: Callable[[int], str], most: int) -> tuple[re.Pattern | No
 _WORDS = """step schritt étape etape etapa pas pasul paso passo passaggio шаг этап крок krok stap steg trin
     trinn vaihe samm solis žingsnis korak корак стъпка lépés adım addım qadam қадам bước langkah tahap hakbang
     hatua βήμα ステップ 手順 단계 步骤 步驟 चरण कदम ধাপ படி దశ قدم مرحله مرحلہ گام الخطوة خطوة שלב צעד
-    ขั้นตอนที่ ขั้นที่ ขั้นตอน"""
+    ขั้นตอนที่ ขั้นที่ ขั้นตอน ｓｔｅｐ"""
 _SPELLED = (
-    "one two three four five six seven eight nine ten",
-    "i ii iii iv v vi vii viii ix x",
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen",
+    "i ii iii iv v vi vii viii ix x xi xii xiii xiv xv xvi",
+    "first second third fourth fifth sixth seventh eighth ninth tenth",
     "一 二 三 四 五 六 七 八 九 十",
 )
 _NUMBERS = {word: n for row in _SPELLED for n, word in enumerate(row.split(), 1)}
 
 
 def _number(written: str) -> int:
-    "The number of a label: digits of any script, a word or a Roman number up to 10, Chinese up to 99."
+    "The number of a label: digits of any script, a word, a Roman number, an ordinal, Chinese up to 99."
     if written.isdecimal():
         return int(written)
     if written.lower() in _NUMBERS:
@@ -74,11 +75,12 @@ def _number(written: str) -> int:
 _B = r"[^\S\n]*"  # blanks within a line
 # the number of a list; tags, commands of LaTeX, any other marks; a bracket
 _OPENING = (
-    rf"(?P<opening>{_B}(?:\d{{1,2}}[.)](?=\W))?"
+    rf"(?P<opening>{_B}(?:\d{{1,2}}(?:[.)](?=\W)|\ufe0f?\u20e3))?"  # or a key of the keyboard
     r"""(?:<[a-z]\w*>|\\[a-z]+\*?\{|_|[^\w\n"'“”‘’«»(（])*[(（]?)"""
 )
 _DIGITS = r"\d{1,3}|[一二三四五六七八九十]{1,3}"
 _ANY_NUMBER = "|".join([_DIGITS, *sorted(_NUMBERS, key=len, reverse=True)])
+_FIRST = _SPELLED[2].split()
 _ORDINAL = r"(?:\.|-?й|[ºª°]|st|nd|rd|th|er|[eè](?:me|re)?|번째)?"
 
 
@@ -87,8 +89,11 @@ def _beginning(own: str) -> re.Pattern:
     "Pattern of a line that begins like a label; `own` is one more word for a step, or empty."
     every = [*_WORDS.split(), *[re.escape(own)] * bool(own)]
     words = "|".join(sorted(every, key=len, reverse=True))
-    word_first = rf"(?:{words}){_B}(?:[-_#№(（]|n[or]\.?)?{_B}(?P<n>{_ANY_NUMBER})(?![^\W_])"
-    number_first = rf"(?P<nth>第?){_B}(?P<m>{_DIGITS}){_B}{_ORDINAL}{_B}(?:{words}|步)"
+    marks = r"(?:[-_#№(（\[【<{*]|\$(?=\d)){1,3}"  # of the number; $i$ is none
+    between = rf"[*_]{{0,3}}{_B}(?:{marks}|n[or]\.?)?{_B}"
+    word_first = rf"(?:{words}){between}(?P<n>{_ANY_NUMBER})(?:(?<=\d)[a-f])?(?![^\W_])"
+    number = rf"(?P<nth>第?){_B}(?P<m>{_DIGITS}|{'|'.join(_FIRST)}){_B}(?P<th>{_ORDINAL})"
+    number_first = rf"{number}{_B}(?:{words}|步)"
     return re.compile(rf"(?im)^{_OPENING}(?:{word_first}|{number_first})(?P<rest>[^\n]*\n?)")
 
 
@@ -111,21 +116,31 @@ def _closed(opening: str, rest: str, start: int) -> int:
     return m.end() if m and partner in opening else start
 
 
+# %% ../../nbs/texts/labels.ipynb #c024
+def _counts(m: re.Match, titled: bool) -> bool:
+    "Does the number before the word say how many steps there are, as in `12步。` and not in `第12步`?"
+    if not m["m"] or m["m"].lower() in _FIRST or m["nth"] or m["th"] or titled:
+        return False
+    return not re.match(rf"{_B}{_CLOSING}*{_B}[:：]", m["rest"])
+
+
 def _ending(m: re.Match) -> int | None:
     "How many characters of the rest of a line belong to its label; None if it has none."
     opening, rest = m["opening"], m["rest"]
     if opening.endswith(("(", "（")) and rest[:1] not in (")", "）"):
         return None
+    titled = "#" in opening or any(a in opening and b in rest for a, b in _PAIRS.items())
+    if _counts(m, titled):
+        return None
     if found := _END.match(rest):
         return _closed(opening, rest, found.end())
     if closed := _closed(opening, rest, 0):
         return closed
-    titled = "#" in opening or any(a in opening and b in rest for a, b in _PAIRS.items())
     spaced = m["nth"] and rest[:1].isspace()  # 第2步 needs no more than a space
     return 0 if titled or spaced else None
 
 
-# %% ../../nbs/texts/labels.ipynb #c025
+# %% ../../nbs/texts/labels.ipynb #c028
 class WrittenLabel(NamedTuple):
     "A label as somebody wrote it."
 
@@ -136,11 +151,11 @@ class WrittenLabel(NamedTuple):
     open: str = ""  # marks before it that its line closes only later
 
 
-# %% ../../nbs/texts/labels.ipynb #c029
+# %% ../../nbs/texts/labels.ipynb #c032
 def _as_label(m: re.Match, ending: int) -> WrittenLabel:
     "What a line begins with, `ending` characters of its rest included."
     end = m.start("rest") + ending
-    opening, closing = m["opening"], m["rest"][:ending]
+    opening, closing = m["opening"], m.string[m.end("opening") : end]
     later = any(a in opening and b not in closing for a, b in _PAIRS.items())
     marks = re.search(r"[*_<\\$].*", opening)
     return WrittenLabel(
@@ -167,7 +182,7 @@ def _found(text: str, label: Callable[[int], str], most: int) -> list[WrittenLab
     return [by_line[at] for at in sorted(by_line)]
 
 
-# %% ../../nbs/texts/labels.ipynb #c033
+# %% ../../nbs/texts/labels.ipynb #c036
 def labels_in(
     text: str,
     before: int = 0,  # the number of the label behind which the text stands; 0: none
@@ -181,14 +196,14 @@ def labels_in(
     return found[1:] if same else found
 
 
-# %% ../../nbs/texts/labels.ipynb #c039
+# %% ../../nbs/texts/labels.ipynb #c042
 def next_label(text: str, k: int, label: Callable[[int], str] = label) -> WrittenLabel | None:
     "The first label in a text that stands behind the label of step k - 1; None if there is none."
     found = labels_in(text, k - 1, label)
     return found[0] if found else None
 
 
-# %% ../../nbs/texts/labels.ipynb #c043
+# %% ../../nbs/texts/labels.ipynb #c046
 def unlabelled(text: str, label: Callable[[int], str] = label) -> str:
     "A text without the labels at the beginnings of its lines, and the blanks behind them."
     out, done = "", 0

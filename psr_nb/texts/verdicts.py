@@ -16,6 +16,7 @@ from .tokens import ids_after, ids_before
 _OPEN = r"(?:\\?[\[【［]){2}"
 _CLOSE = r"(?:\\?[\]】］]){2}"
 _QUIET = r"[\s*_\"'`“”(\[$]*"  # what may stand between two words, without a meaning of its own
+_STOP = r"[\s*_\"'`”)\]$}]*"  # the same, behind a mark
 _NOUN = r"(?:the )?(?:candidate|option|step|answer|response) ?"
 _MARK = re.compile(rf"{_OPEN}([\s*_]*(?:{_NOUN})?[AB][\s*_]*){_CLOSE}", re.I)
 _ANY_MARK = re.compile(rf"{_OPEN}[\s*_]*(?:{_NOUN})?([a-z][a-z /]{{0,14}}?)[\s*_]*{_CLOSE}", re.I)
@@ -47,11 +48,15 @@ def _asks(sentence: str) -> bool:
 _CLAUSE = re.compile(
     r"[,;:：，；(—–]|\b(?:but|so|therefore|hence|thus|and|because|since|as|while|whereas|than|over)\b", re.I
 )
-_FAULTLESS = re.compile(r"\b(?:no|without|any)\s+(?:errors?|mistakes?|flaws?)\b", re.I)
+_FAULTLESS = re.compile(r"\b(?:no|without|any)\s+(?:errors?|mistakes?|flaws?|doubts?)\b", re.I)
 _BAD = re.compile(
     r"\b(?:wrong\w*|incorrect\w*|worse|worst|false|errors?|mistak\w+|flaw\w*|fails?|invalid|inferior|"
     r"weaker|bad|not|never|neither|nor|cannot|no reason|less|lacks?|miss\w*|forgets?|ignores?|drops?|"
-    r"reject\w*|unlike|avoid|nicht|falsch\w*|schlechter\w*|kein\w*|pas|faux|pire|peor)\b|n['’]t\b|错|不|误|誤",
+    r"reject\w*|unlike|avoid|losers?|(?<!at )least|doubt\w*|unlikely|hardly|second[- ](?:best|choice)|"
+    r"(?:un|non-?)preferred|nicht|falsch\w*|schlecht\w*|kein\w*|pas|faux|fausse\w*|mauvais\w*|pire|peor|"
+    r"no (?:es|está)|errón\w+|não|errad\w+|pior|sbagliat\w*|peggior\w*|"
+    r"не|неверн\w*|неправильн\w*|ошиб\w*|хуже)\b|n['’]t\b|"
+    r"错|不|误|誤|間違|ではな|じゃな|しくな|틀[렸린]|잘못|오답|아니|خاط|خطأ|ليس",
     re.I,
 )
 
@@ -62,7 +67,22 @@ def _is_bad(clause: str) -> bool:
 
 
 # %% ../../nbs/texts/verdicts.ipynb #c015
+_CONDITION = re.compile(rf"{_STOP}(?:(?:if|when|unless|wenn|falls|si)\b|如果)", re.I)
+_IF = re.compile(
+    r"^\W*(?:please\W+)?if\b[^,]*\b(?:better|correct|right)\b[^,]*,[^,]*$|如果|"
+    r"\b(?:or|otherwise|else)\W+(?:(?:the|my|your|final|with|say|write|output)\W+)*$",
+    re.I,
+)
+
+
+def _is_conditional(before: str, after: str) -> bool:
+    "Is what stands between these two texts said only under a condition, or as one of two?"
+    return bool(_CONDITION.match(after) or _IF.search(before))
+
+
+# %% ../../nbs/texts/verdicts.ipynb #c019
 _ANSWER = (
+    r"(?<![a-zа-яß-ÿ])(?<!second[ -])"  # no "incorrect", no "second best"
     r"(?:verdict|judge?ment|decision|conclusion|winner|choice|preference|answer|"
     r"(?:better|best|correct|right|stronger|preferred)(?: one| candidate| option| step| response)?|"
     r"réponse|respuesta|resposta|risposta|antwort|urteil|verdikt|ответ|вердикт|"
@@ -72,7 +92,6 @@ _COPULA = r"(?:(?:is|would be|should be|must be|est|ist|es|è|é)\b|[是为は:�
 _LEADS = rf"{_ANSWER}{_QUIET}{_COPULA}{_QUIET}(?:{_NOUN}{_QUIET})?"
 _AS_ANSWER = re.compile(rf"{_LEADS}$", re.I)
 _AFTER_COLON = re.compile(rf"[:：]{_QUIET}$")
-_STOP = r"[\s*_\"'`”)\]$]*"
 _REASON = (
     r"(?:because|since|as|not|rather|over|instead|and not|but not|wins|"
     r"is (?:the )?(?:better|best|correct|right|clearer|stronger))\b"
@@ -88,18 +107,22 @@ def _is_named(before: str, after: str) -> bool:
     named = _AS_ANSWER.search(before)
     if named is None and not re.search(r"\w", after):
         named = _AFTER_COLON.search(before)
-    return named is not None and not _is_bad(_CLAUSE.split(before[: named.start()])[-1])
+    if named is None or _is_conditional(before[: named.start()], after):
+        return False
+    return not _is_bad(_CLAUSE.split(before[: named.start()])[-1])
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c019
+# %% ../../nbs/texts/verdicts.ipynb #c023
 _AGAINST = re.compile(
-    r"(?:\b(?:than|over|not|never|against|versus|vs\.?|unlike|instead of|beats?|outperforms?|defeats?|"
+    r"(?:\b(?:than|over|not?|never|against|versus|vs\.?|unlike|instead of|beats?|outperforms?|defeats?|"
+    r"(?:eliminat|exclud|dismiss|discard|reject|avoid)\w*|rul\w+ out|"
     r"(?:superior|preferable|preferred) to|als|nicht|statt|que|pas)\s|n['’]t\s|比|不是|不|非|より)"
     rf"{_QUIET}(?:{_NOUN}{_QUIET})?$",
     re.I,
 )
 _LINK = re.compile(
-    r"(?:\b(?:is|are|was|be|in|of|by|with|at|to|for|that|choos\w+|prefer|pick|say|select|favou?r|reject)\b|"
+    r"(?:\b(?:is|are|was|be|in|of|by|with|at|to|for|that|choos\w+|prefer|pick|say|select|favou?r|"
+    r"es|est|ist|è|é)\b|[是为は=]|"
     rf"\b{_NOUN}|[:：]){_QUIET}$",
     re.I,
 )
@@ -107,7 +130,7 @@ _LINK = re.compile(
 
 def _is_denied(before: str, after: str) -> bool:
     "Does a sentence speak against the mark between these two texts?"
-    if _AGAINST.search(before):
+    if _AGAINST.search(before) or _is_conditional(before, after):
         return True
     said_before = _CLAUSE.split(_AFTER_COLON.sub("", before))[-1]
     if re.search(r"\w", after):
@@ -115,7 +138,22 @@ def _is_denied(before: str, after: str) -> bool:
     return bool(_LINK.search(before)) and _is_bad(said_before)
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c022
+# %% ../../nbs/texts/verdicts.ipynb #c026
+_CALLED = r"is (?:(correct|right|valid)|incorrect|wrong|invalid|not correct|not right)"
+_OPPOSED = re.compile(
+    rf"{_ANY_MARK.pattern} {_CALLED}[,;]? (?:while|whereas|but|and) {_ANY_MARK.pattern} {_CALLED}[.!]?", re.I
+)
+
+
+def _opposed(sentence: str) -> str | None:
+    "The mark that is called right where the other is called wrong, None in another sentence."
+    m = _OPPOSED.fullmatch(sentence.strip())
+    if m is None or bool(m[2]) == bool(m[4]) or m[1].upper() == m[3].upper():
+        return None
+    return (m[1] if m[2] else m[3]).upper()
+
+
+# %% ../../nbs/texts/verdicts.ipynb #c030
 _REACH = 120  # characters around a mark that can say something of it
 
 
@@ -133,12 +171,15 @@ def _said(sentence: str) -> tuple[str | None, bool]:
         return None, False
     if len(named) == 1:
         return named.pop(), True
+    opposed = _opposed(sentence)
+    if opposed:
+        return opposed, True
     sides = set(_sides(sentence))
     clear = len(sides) == 1 and not named and not denied
     return (sides.pop(), False) if clear else (None, False)
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c025
+# %% ../../nbs/texts/verdicts.ipynb #c033
 _SPOKEN = re.compile(
     rf"{_LEADS}\b([AB])\b(?={_STOP}(?:$|[.,;!。，；！](?!\W*[A-E]\b)|because\b|since\b))", re.I
 )
@@ -150,18 +191,39 @@ def _spoken(sentences: list[str]) -> str | None:
     for s in sentences:
         for m in _SPOKEN.finditer("" if _asks(s) else s):
             before = s[max(0, m.start() - _REACH) : m.start()]
-            sides.add(None if _is_bad(_CLAUSE.split(before)[-1]) else m[1].upper())
+            if m[1] == "a" and not re.search(r"[:：=]\W*$", m[0][:-1]):
+                continue  # a word
+            held = _is_bad(_CLAUSE.split(before)[-1]) or _is_conditional(before, "")
+            sides.add(None if held else m[1].upper())
     return sides.pop() if len(sides) == 1 else None
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c028
+# %% ../../nbs/texts/verdicts.ipynb #c036
+_WRAPPED = re.compile(r"\\boxed\{\s*([AB])\s*\}|<(answer|verdict)>\s*([AB])\s*</\2>")
+
+
+def _wrapped(text: str) -> str | None:
+    "The side that is all of a reply, in a box or in tags; None in another reply."
+    m = _WRAPPED.fullmatch(text.strip("$.* \n"))
+    return (m[1] or m[3]) if m else None
+
+
+# %% ../../nbs/texts/verdicts.ipynb #c039
+def _bare(sentences: list[str]) -> list[str]:
+    "What the marks say in sentences that hold nothing else."
+    return [side for s in sentences if not re.search(r"\w", _ANY_MARK.sub("", s)) for side in _sides(s)]
+
+
+# %% ../../nbs/texts/verdicts.ipynb #c042
 def read_verdict(text: str) -> str | None:
     "'A', 'B', or None when the judge's text does not say which."
     text = after_thought(text)
     sentences, marks = _sentences(text), list(_ANY_MARK.finditer(text))
     if not marks:
-        return _spoken(sentences)
+        return _wrapped(text) or _spoken(sentences)
     with_marks = [s for s in sentences if _ANY_MARK.search(s)]
+    if len(set(_bare(with_marks))) > 1:
+        return None
     side, named = _said(with_marks[-1]) if with_marks else (None, False)
     if side not in ("A", "B"):
         return None
@@ -172,7 +234,7 @@ def read_verdict(text: str) -> str | None:
     return side if agreed else None
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c032
+# %% ../../nbs/texts/verdicts.ipynb #c046
 def mark_ids(tokenizer, side: str) -> list[int]:
     "Ids of the mark that says A or B, as it follows a sentence."
     return ids_after(tokenizer, ".", f" [[{side}]]")
@@ -189,7 +251,7 @@ def verdict_ids(tokenizer) -> tuple[list[int], tuple[int, int]]:
     raise InputError("this tokenizer writes [[A]] and [[B]] alike: verdicts can be explained, but not scored")
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c036
+# %% ../../nbs/texts/verdicts.ipynb #c050
 _BEFORE_MARK = re.compile(
     rf"\s*{_OPEN}(?=[\s*_]*(?:{_NOUN})?(?:[a-z][a-z /]{{0,14}})?[\s*_]*(?:\\?\]|$))", re.I
 )
@@ -205,7 +267,7 @@ def explanation_ids(tokenizer, completion: Completion) -> list[int]:
     return ids_before(tokenizer, ids, mark.start()) if mark else ids
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c040
+# %% ../../nbs/texts/verdicts.ipynb #c054
 def _one_bracket(mark: re.Match) -> str:
     "What a mark says, in single brackets."
     return f"[ {mark[1].strip()} ]"
