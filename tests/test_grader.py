@@ -123,9 +123,15 @@ def test_workers_end_with_the_process_that_asks():
 
 
 def rows(n: int, start: int) -> tuple[list[tuple[str, str]], list[bool]]:
-    "(pairs, verdicts) of many comparisons that no rule settles by the text."
-    pairs = [(f"x+{i}", f"{i}+x" if i % 3 else f"{i}-x") for i in range(start, start + n)]
-    return pairs, [bool(i % 3) for i in range(start, start + n)]
+    "(pairs, verdicts) of many comparisons; two of five are not settled by the text and go to a worker."
+    pairs, right = [], []
+    for i in range(start, start + n):
+        right.append(bool(i % 3))
+        if i % 5 < 2:
+            pairs.append((f"x+{i}", f"{i}+x" if i % 3 else f"{i}-x"))
+        else:
+            pairs.append((str(i), str(i if i % 3 else i + 1)))
+    return pairs, right
 
 
 @pytest.mark.slow
