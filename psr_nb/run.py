@@ -613,11 +613,11 @@ def domain_folder(name: str) -> str | None:
     return str(Path(places[0]).resolve().parent) if module and places[0] else None
 
 
-def _imported(recipe: dict, domain_from: str | None) -> Recipe:
-    "A job's recipe, its domain imported."
+def _target(recipe: dict, path: str, arm: str, n: int, domain_from: str | None = None) -> Target:
+    "What a job is about; the recipe's domain is imported, from a folder if it lies in one."
     if domain_from and domain_from not in sys.path:
         sys.path.append(domain_from)
-    return as_recipe(recipe)
+    return Target(Run(as_recipe(recipe), Path(path)), arm, n)
 
 
 # %% ../nbs/14_run.ipynb #c087
@@ -639,18 +639,14 @@ def _measure(target: Target, engine, progress: Callable[[str, int, int], None]):
     write_whole(folder / "metrics.json", json.dumps(named | figures | made, indent=1))
 
 
-def engine_job(
-    recipe: dict,
-    path: str,
-    arm: str,
-    n: int,
-    progress: Callable[[str, int, int], None],
-    domain_from: str | None = None,
-) -> None:
-    "Evaluate model `n` of an arm, if it is this arm's to evaluate, and search for model `n + 1`."
-    target = Target(Run(_imported(recipe, domain_from), Path(path)), arm, n)
+def engine_job(progress: Callable[[str, int, int], None], **at) -> None:
+    """Evaluate model `n` of an arm, if it is this arm's to evaluate, and search for model `n + 1`.
+
+    `at` is what `_target` takes."""
+    target = _target(**at)
+    n = target.n
     progress(f"loading M{n}", 0, 1)
-    engine = open_engine(target.run.model(arm, n), target.recipe.engine)
+    engine = open_engine(target.run.model(target.arm, n), target.recipe.engine)
     if not _measured(target):
         _measure(target, engine, progress)
     if n < target.run.last:
@@ -700,16 +696,12 @@ def _make_next(target: Target, out: Path, seed: int, progress: Callable[[str, in
 
 
 # %% ../nbs/14_run.ipynb #c092
-def train_job(
-    recipe: dict,
-    path: str,
-    arm: str,
-    n: int,
-    progress: Callable[[str, int, int], None],
-    domain_from: str | None = None,
-) -> None:
-    "Make model `n`: M1 by fine-tuning, later ones by step-wise DPO on the pairs of their trajectories."
-    target = Target(Run(_imported(recipe, domain_from), Path(path)), arm, n)
+def train_job(progress: Callable[[str, int, int], None], **at) -> None:
+    """Make model `n`: M1 by fine-tuning, later ones by step-wise DPO on the pairs of their trajectories.
+
+    `at` is what `_target` takes."""
+    target = _target(**at)
+    n = target.n
     trust_settings(target.recipe.engine)
     phase = _Phase(target, "train")
     seed = seed_of(target.recipe.seed, "train", n) % 2**31
@@ -754,7 +746,8 @@ def _metrics_fault(folder: Path) -> str:
         n = int(json_file(metrics)["n"])
     except (InputError, KeyError, TypeError, ValueError, OverflowError):
         return "is damaged"
-    return f"is of {n} problems, not of {_rows_in(rows)}" if rows.exists() and _rows_in(rows) < n else ""
+    there = _rows_in(rows) if rows.exists() else n
+    return f"is of {n} problems, not of {there}" if there < n else ""
 
 
 def _damaged(target: Target) -> dict[Path, str]:
@@ -781,9 +774,8 @@ def mend(run: Run) -> list[str]:
     for folder in {run.path, run.path / "data", *(folder for _, _, folder in run.models)}:
         clear_parts(folder)  # not below them: what else is in the folder may be somebody's own
     said = []
-    for arm, n, folder in sorted(
-        run.models, key=lambda m: -m[1]
-    ):  # the last ones say which others are needed
+    # the last ones first: they say which others are needed
+    for arm, n, folder in sorted(run.models, key=lambda m: -m[1]):
         said += _cut_rows(folder)
         for path, fault in _damaged(Target(run, arm, n)).items():
             said.append(f"{path}: {fault}; it is made again")
@@ -914,8 +906,7 @@ def run(recipe: Recipe | str, path: str | Path, quiet: bool = False) -> Run:
 
     InputError for bad input, JobError if a child process failed."""
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    found = check_machine(recipe, path)
-    domain_named(recipe.domain)  # imported, for it is named in this call
+    found = check_machine(recipe, path)  # which imports the domain, for it is named in this call
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as e:

@@ -17,10 +17,10 @@ from psr_nb.records import InputError
 PSR = Path(sys.executable).parent / "psr_nb"
 
 JOBS = """
-from psr_nb.run import _imported
+from psr_nb.run import _target
 import yaml
 def seen(recipe, domain_from, progress):
-    return [_imported(recipe, domain_from).domain, yaml.__name__]
+    return [_target(recipe, ".", "judge", 1, domain_from).recipe.domain, yaml.__name__]
 """
 
 PARENT = """

@@ -44,14 +44,13 @@ from psr_nb.records import (
     Judgement,
     Trajectory,
     as_record,
-    input_bytes,
     json_file,
     refuse_irregular,
 )
 
 from ..files import iter_jsonl, packaged, write_whole
 from ..judge import judge_stats
-from ..recipe import domain_named, yaml_value
+from ..recipe import domain_named, recipe_value
 from ..run import Run, Target, open_run
 
 
@@ -159,17 +158,11 @@ def _unreadable(path: Path, error: Exception) -> Look:
 
 
 # %% ../../nbs/dashboard/runs.ipynb #c023
-_LARGEST_RECIPE = 1_000_000  # bytes; a larger file is not read to learn its layout
-
-
 def _schema(path: Path) -> int | None:
     "The layout a run's recipe names; None if it names none."
-    file = path / "recipe.yaml"
     try:
-        if file.stat().st_size > _LARGEST_RECIPE:
-            return None
-        return yaml_value(input_bytes(file), str(file)).get("schema")
-    except (InputError, OSError, AttributeError):
+        return recipe_value(path / "recipe.yaml").get("schema")
+    except (InputError, AttributeError):
         return None
 
 

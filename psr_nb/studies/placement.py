@@ -23,7 +23,6 @@ __all__ = [
     "placing_fault",
     "engine_fault",
     "machine_here",
-    "check_visible",
 ]
 
 # %% ../../nbs/studies/placement.ipynb #c003
@@ -36,7 +35,7 @@ from pydantic import Field
 from ..engines.choose import engine_kind
 from ..files import model_path
 from ..recipe import Recipe
-from ..records import InputError, Number, settings
+from ..records import Number, settings
 from ..run import open_run
 from .costs import GIB, Shape, cache_bytes, model_shape, tensor_parallel_values
 from .lengths import Lengths, guessed_lengths, measured_lengths, row_counts
@@ -250,15 +249,3 @@ def machine_here(r: Recipe) -> Hardware | None:
     memory = min(torch.cuda.get_device_properties(i).total_memory for i in range(n)) / GIB
     kind = engine_kind(model_path(r.model), r.engine)
     return Hardware(gpus=n, gpu_memory=memory, engine=kind)
-
-
-# %% ../../nbs/studies/placement.ipynb #c045
-def check_visible(gpus: int, visible: int | None = None):
-    "InputError if more GPUs are asked for than this machine shows; `visible` stands in for the machine's."
-    if visible is None:
-        import torch
-
-        visible = torch.cuda.device_count()
-    if gpus > visible:
-        said = f"{gpus} GPUs are asked for and {visible} are visible here (CUDA_VISIBLE_DEVICES)"
-        raise InputError(f"{said}; lower engine.replicas or engine.tensor_parallel")

@@ -41,9 +41,8 @@ class Chat:
     "What a chat template is given besides the question."
 
     system_prompt: str | None = None  # what its system turn says; None: there is none
-    thinking: bool | None = (
-        None  # None: as the template has it; False: no thought; True: a thought may be open
-    )
+    # None: as the template has it; False: no thought; True: a thought may be open
+    thinking: bool | None = None
     template_date: str = "2024-07-26"  # the day that it takes for today
 
 
