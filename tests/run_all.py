@@ -16,6 +16,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
+FAILED = []  # what the failed commands said of it, for the end of a long log
+
+
+def what_failed(out: str) -> str:
+    "pytest's account of its failures, or the end of what another command printed."
+    found = re.findall(r"^=+ (?:FAILURES|ERRORS) =+$.*?(?=^=+ [a-z])", out, flags=re.M | re.S)
+    return "\n".join(part[-5000:] for part in found) or out[-3000:]
 
 
 def run(*command, minutes) -> tuple[str, int]:
@@ -44,7 +51,10 @@ def run(*command, minutes) -> tuple[str, int]:
         for line in p.stdout:
             print(line, end="", flush=True)
             lines.append(line)
-        return "".join(lines), p.wait()
+        out, code = "".join(lines), p.wait()
+        if code not in (0, 5):
+            FAILED.append(what_failed(out))
+        return out, code
     except KeyboardInterrupt:  # which the terminal sends to this session only
         stop("interrupted")
         raise
@@ -82,7 +92,7 @@ def slow_notebooks() -> tuple[int, int]:
 
 def tests(*flags, minutes) -> tuple[int, int, int]:
     "(passed, failed, skipped) of pytest."
-    out, code = run(sys.executable, "-m", "pytest", "-v", "-rs", "--durations=15", *flags, minutes=minutes)
+    out, code = run(sys.executable, "-m", "pytest", "-v", "-rfEs", "--durations=15", *flags, minutes=minutes)
     last = out.strip().splitlines()[-1]
 
     def count(what):
@@ -112,6 +122,7 @@ def main():
         py = tests("tests", "-m", "slow", "-n", "2", "--dist", "load", minutes=60)
     else:
         py = quick_tests()
+    print(*FAILED, sep="\n")
     passed, failed = nb[0] + py[0], nb[1] + py[1]
     print(f"\n{nb[0]} notebooks and {py[0]} tests passed in {(time.time() - start) / 60:.1f} minutes")
     print(f"{passed} passed, {failed} failed" + (f", {py[2]} skipped" if py[2] else ""))
