@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'GATES', 'LEAST_CASES', 'Ratio', 'share_of', 'mean_of', 'prefixes', 'checked_steps', 'LiveJudge',
-           'live_figures', 'live_accuracy', 'SearchHealth', 'figures_of_counts', 'Gate', 'Crossing', 'crossed',
-           'sentence', 'stops', 'drawn_pairs', 'sampled_pairs', 'in_short', 'check_judge', 'step_tokens', 'growth',
-           'stale']
+           'live_figures', 'live_accuracy', 'SearchHealth', 'as_figures', 'figures_of_counts', 'Gate', 'Crossing',
+           'crossed', 'sentence', 'stops', 'drawn_pairs', 'sampled_pairs', 'in_short', 'check_judge', 'step_tokens',
+           'growth', 'stale']
 
 # %% ../nbs/14_gates.ipynb #c003
 import math
@@ -20,7 +20,7 @@ from .judge import Asking, JudgeSetup, judge_stats, judged, winner
 from .pairs import pairs_of
 from .prompts import Domain, step_candidate
 from .recipe import GateSettings
-from .records import EFTRow, Judgement, Problem, Request, StepPair, Trajectory
+from .records import EFTRow, InputError, Judgement, Problem, Request, StepPair, Trajectory
 from .search import SearchSetup, distinct, drive, next_prompt, step_sampling
 from .statistics import Z95, wilson
 from .texts.chat import prompt_ids
@@ -196,7 +196,24 @@ class SearchHealth:
         shares = {name: share_of(self.ratios[name]) for name in SHARES}
         return shares | {"distinct": mean_of(self.ratios["distinct"])}
 
-# %% ../nbs/14_gates.ipynb #c037
+# %% ../nbs/14_gates.ipynb #c038
+def _is_figure(f) -> bool:
+    "Is this `value`, `low`, `high` and `n`, finite or None?"
+    if not isinstance(f, dict) or set(f) != {"value", "low", "high", "n"}:
+        return False
+    numbers = [v for v in f.values() if v is not None]
+    return type(f["n"]) is int and all(type(v) in (int, float) and math.isfinite(v) for v in numbers)
+
+
+def as_figures(row, where: str) -> dict[str, dict]:
+    "Figures of health from a JSON object. InputError, beginning with `where`, for what are none."
+    if not isinstance(row, dict) or not all(map(_is_figure, row.values())):
+        raise InputError(
+            f"{where}: not figures of health; remove the file, and what it says is measured again"
+        )
+    return row
+
+# %% ../nbs/14_gates.ipynb #c041
 def figures_of_counts(search: dict, pair_table: dict) -> dict[str, dict]:
     "As `SearchHealth.figures`, from `search` and `pair_table` of a metrics.json."
     c = search["judge"]
@@ -215,7 +232,7 @@ def figures_of_counts(search: dict, pair_table: dict) -> dict[str, dict]:
         out[name] = {"value": x / n if n else None, "low": low, "high": high, "n": n}
     return out
 
-# %% ../nbs/14_gates.ipynb #c041
+# %% ../nbs/14_gates.ipynb #c045
 @dataclass(frozen=True)
 class Gate:
     "What a figure has to be, and what to say where it isn't."
@@ -256,7 +273,7 @@ GATES = {
     ),
 }
 
-# %% ../nbs/14_gates.ipynb #c044
+# %% ../nbs/14_gates.ipynb #c048
 LEAST_CASES = 20  # of fewer, a figure crosses no gate
 
 
@@ -281,7 +298,7 @@ def _turned(f: dict) -> tuple[dict, str]:
     ends = {"value": 1 - f["value"], "low": 1 - f["high"], "high": 1 - f["low"]}
     return f | ends, "second"
 
-# %% ../nbs/14_gates.ipynb #c046
+# %% ../nbs/14_gates.ipynb #c050
 def crossed(figures: dict[str, dict], s: GateSettings) -> list[Crossing]:
     "The gates that some figures of health have crossed, those of `GATES` that are among them."
     out = []
@@ -300,7 +317,7 @@ def crossed(figures: dict[str, dict], s: GateSettings) -> list[Crossing]:
             out.append(Crossing(name, f["value"], f["low"], f["high"], f["n"], threshold, clear, side))
     return out
 
-# %% ../nbs/14_gates.ipynb #c052
+# %% ../nbs/14_gates.ipynb #c056
 def _written(name: str, value: float) -> str:
     "A figure of a gate as text."
     return f"{value:.2f}" if name == "distinct" else f"{value:.0%}"
@@ -314,12 +331,12 @@ def sentence(c: Crossing) -> str:
     rule = f"{'at least' if gate.least else 'at most'} {limit}"
     return f"{said} (95 % interval {low} to {high}; gates.{c.gate}: {rule}): {gate.advice}"
 
-# %% ../nbs/14_gates.ipynb #c055
+# %% ../nbs/14_gates.ipynb #c059
 def stops(crossings: list[Crossing], s: GateSettings, judges: bool) -> list[Crossing]:
     "Those that stop an arm: the clear ones, if it judges its own steps and gates are to stop it."
     return [c for c in crossings if c.clear and judges and s.action == "stop"]
 
-# %% ../nbs/14_gates.ipynb #c058
+# %% ../nbs/14_gates.ipynb #c062
 def drawn_pairs(rows: list[EFTRow], n: int, seed: int) -> list[EFTRow]:
     "`n` different pairs of held-out rows, drawn by seed; fewer where there are no more."
     seen = {}
@@ -337,7 +354,7 @@ def _drawn_by(seed: int) -> Callable[[EFTRow], int]:
 
     return place
 
-# %% ../nbs/14_gates.ipynb #c061
+# %% ../nbs/14_gates.ipynb #c065
 def _labelled(domain: Domain, question: str, a: str, b: str) -> str:
     "The right verdict about two first steps, '' where the domain can't say or both are right or wrong."
     right = [domain.check and domain.check(question, [], text) for text in (a, b)]
@@ -363,7 +380,7 @@ def _first_pair(problem: Problem, setup: SearchSetup) -> Asking[EFTRow | None]:
     verdict = _labelled(domain, problem.question, a, b)
     return EFTRow(problem.id, problem.question, [], a, b, verdict, "", "search")
 
-# %% ../nbs/14_gates.ipynb #c064
+# %% ../nbs/14_gates.ipynb #c068
 def sampled_pairs(engine: Engine, setup: SearchSetup, problems: list[Problem], n: int) -> list[EFTRow]:
     "Up to `n` pairs of candidates for first steps, of the first `3 n` problems at most."
     found = {}
@@ -375,7 +392,7 @@ def sampled_pairs(engine: Engine, setup: SearchSetup, problems: list[Problem], n
     order = [p.id for p in problems if p.id in found]
     return [found[id] for id in order[:n]]
 
-# %% ../nbs/14_gates.ipynb #c068
+# %% ../nbs/14_gates.ipynb #c072
 _BOTH = [(0, 1), (1, 0)]
 
 
@@ -401,7 +418,7 @@ def in_short(figures: dict[str, dict]) -> str:
     known = {name: figures[name]["value"] for name in words if figures[name]["value"] is not None}
     return ", ".join(words[name].format(value) for name, value in known.items()) or "no verdict"
 
-# %% ../nbs/14_gates.ipynb #c071
+# %% ../nbs/14_gates.ipynb #c075
 def check_judge(
     engine: Engine,
     setup: JudgeSetup,
@@ -423,7 +440,7 @@ def check_judge(
     progress(f"judge check|{in_short(figures)}", len(rows), len(rows))
     return figures
 
-# %% ../nbs/14_gates.ipynb #c076
+# %% ../nbs/14_gates.ipynb #c080
 def step_tokens(rows: Iterable[EvalRow]) -> Ratio:
     "Tokens over steps of the solutions of an evaluation."
     r = Ratio()
@@ -443,7 +460,7 @@ def growth(first: Ratio, now: Ratio) -> dict:
     value = after / before - 1
     return {"value": value, "low": value - half, "high": value + half, "n": round(now.n)}
 
-# %% ../nbs/14_gates.ipynb #c080
+# %% ../nbs/14_gates.ipynb #c084
 def stale(figures: list[float], patience: int) -> int | None:
     "The place of the best figure, if at least `patience` came after it and none was better; else None."
     if not patience or not figures:

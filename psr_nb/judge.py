@@ -232,10 +232,11 @@ def agreement(
     for judgements in steps:
         n = 1 + max(j.a for j in judgements)
         whole = wins(n, judgements)
+        scores, made = replay(policy(n), judgements)
+        out["policy_tied"] += max(scores) == min(scores)
         if max(whole) == min(whole):
             out["tied"] += 1
             continue
-        scores, made = replay(policy(n), judgements)
         calls += made
         full += len(judgements)
         best = whole[scores.index(max(scores))] == max(whole)
@@ -248,7 +249,7 @@ def agreement(
     figures = {"calls_share": calls / full if full else None}
     for name in ("same_choice", "best", "worst"):
         figures[name] = out[name] / untied if untied else None
-    return figures | {"steps": untied, "tied": out["tied"]}
+    return figures | {"steps": untied, "tied": out["tied"], "policy_tied": out["policy_tied"]}
 
 # %% ../nbs/04_judge.ipynb #c045
 @settings
@@ -535,9 +536,10 @@ def _mean_scores(
     completions = yield from _sent(scoring, setup.context)
     texts, scores = [], []
     for ids, c in zip(before, completions, strict=True):
-        texts.append(TOO_LONG if c is None else setup.tokenizer.decode(ids, skip_special_tokens=True))
         odds = [math.exp(x - max(c.logprobs)) for x in c.logprobs] if c else []
         scores.append(sum(i * x for i, x in enumerate(odds)) / sum(odds) if c else None)
+        said = setup.tokenizer.decode(ids or [], skip_special_tokens=True)
+        texts.append(f"{said}\n{setup.domain.rubric.mark} {scores[-1]:.2f}" if c else TOO_LONG)
     return texts, scores
 
 # %% ../nbs/04_judge.ipynb #c096

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALL_PAIRS', 'agrees', 'best_pair', 'pairs_of', 'PairSettings', 'why_dropped', 'kept_pairs', 'make_pairs', 'weighted',
-           'path_text']
+           'flipped', 'path_text']
 
 # %% ../nbs/06_pairs.ipynb #c003
 from collections import Counter
@@ -166,6 +166,14 @@ def weighted(pairs: list[StepPair], weight: str) -> list[StepPair]:
     return [replace(p, weight=p.margin / mean) for p in pairs]
 
 # %% ../nbs/06_pairs.ipynb #c045
+def flipped(pair: StepPair) -> StepPair:
+    "A pair with chosen and rejected in each other's place; its margin is negative, its weight as it was."
+    turned = replace(
+        pair, chosen=pair.rejected, rejected=pair.chosen, margin=-pair.margin, orders_agree=False
+    )
+    return replace(turned, chosen_ids=pair.rejected_ids, rejected_ids=pair.chosen_ids)
+
+# %% ../nbs/06_pairs.ipynb #c048
 def path_text(t: Trajectory) -> LearntText:
     "The path of a trajectory as a text whose steps are learnt."
     ids, learnt = list(t.prompt_ids), []

@@ -333,20 +333,29 @@ def _build(kind, value, where: str):
 _hints = functools.cache(typing.get_type_hints)  # of a class; asked for once, not for every row
 
 # %% ../nbs/00_records.ipynb #c064
+@functools.cache
+def _needed(cls) -> dict[str, bool]:
+    "Name of a field -> must it be given? Looked at once, not for every row."
+    nothing = dataclasses.MISSING
+    return {f.name: f.default is f.default_factory is nothing for f in dataclasses.fields(cls)}
+
+
 def as_record(cls, row: dict, where: str = "record"):
     "The dataclass `cls` from a JSON object; `where` names it in the InputError raised if it does not fit."
     if not isinstance(row, dict):
         raise InputError(f"{where}: expected an object, found {type(row).__name__}")
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    needed = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING]
-    missing = [n for n in needed if n not in row]
+    fields = _needed(cls)
+    missing = [n for n, needed in fields.items() if needed and n not in row]
     if missing:
         raise InputError(f"{where}: no {', '.join(map(repr, missing))} in this {cls.__name__}")
     extra = [n for n in row if n not in fields]
     if extra:
         raise InputError(f"{where}: unknown {', '.join(map(repr, extra))} in this {cls.__name__}")
-    hints = _hints(cls)
-    return cls(**{n: _build(hints[n], v, f"{where}: {n}") for n, v in row.items()})
+    hints, built = _hints(cls), dict(row)
+    for name, value in row.items():
+        if type(value) is not hints[name]:  # most values are texts and numbers that fit
+            built[name] = _build(hints[name], value, f"{where}: {name}")
+    return cls(**built)
 
 # %% ../nbs/00_records.ipynb #c066
 _LATER = (
@@ -357,14 +366,23 @@ _LATER = (
 )  # fields that are left out of files while they are empty
 
 
-def _written(items: list[tuple[str, object]]) -> dict:
-    "The fields of one record, as they are written."
-    return {name: value for name, value in items if value or name not in _LATER}
+_ATOMS = {str, int, float, bool, type(None)}
+
+
+def _written(value):
+    "What a field holds, as it is written; lists of texts and numbers as they are."
+    if isinstance(value, list | tuple):
+        return value if _ATOMS.issuperset(map(type, value)) else [_written(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _written(v) for k, v in value.items()}
+    return as_row(value) if dataclasses.is_dataclass(value) else value
 
 
 def as_row(record) -> dict:
-    "A record, with all that is nested in it, as a JSON object."
-    return dataclasses.asdict(record, dict_factory=_written)
+    "A record, with all that is nested in it, as a JSON object; its lists are the record's own."
+    fields = ((name, getattr(record, name)) for name in _needed(type(record)))
+    kept = {name: value for name, value in fields if value or name not in _LATER}
+    return {name: value if type(value) in _ATOMS else _written(value) for name, value in kept.items()}
 
 # %% ../nbs/00_records.ipynb #c075
 SCHEMA = 1  # of everything written by this version; a run records it

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Run', 'Target', 'plan', 'versions', 'open_run', 'costs', 'search_figures', 'made_of', 'health_of', 'crossings',
            'Ended', 'why_ended', 'domain_folder', 'engine_job', 'data_job', 'train_job', 'mend', 'visible_gpus',
-           'place_of', 'check_hardware', 'check_machine', 'run']
+           'place_of', 'check_places', 'check_machine', 'run']
 
 # %% ../nbs/15_run.ipynb #c002
 import hashlib
@@ -23,15 +23,18 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import yaml
 
-from .dpo import check_device, train_dpo
+from .dpo import averaged, check_device, train_dpo
 from .engine import load_tokenizer, seed_of
 from .engines.choose import open_engine, replicas_of, trust_settings
+from .engines.prm import PRM, PRMEngine, kept_format
 from .engines.ray import check_ray
 from .engines.ready import Wanted, check_questions, check_ready
+from .engines.second import TwoEngines
 from .evaluate import EvalRow, Solving, accuracy, evaluate, evaluate_judge, judge_accuracy
 from psr_nb.files import (
     MANIFEST,
@@ -56,6 +59,7 @@ from psr_nb.gates import (
     Crossing,
     LiveJudge,
     SearchHealth,
+    as_figures,
     check_judge,
     crossed,
     drawn_pairs,
@@ -69,9 +73,9 @@ from psr_nb.gates import (
     stops,
 )
 from .jobs import Place, run_job, slurm_hosts, stop_jobs
-from .judge import JudgeSetup, judge_stats
-from .pairs import make_pairs
-from .prompts import Domain
+from .judge import JudgeSetup, judge_stats, score_rows
+from .pairs import flipped, make_pairs, path_text, weighted
+from .prompts import Domain, check_tokenizer
 from .questions.benchmarks import bad_golds
 from .questions.contamination import overlaps, same_question, without
 from .questions.read import load_problems
@@ -80,6 +84,7 @@ from psr_nb.recipe import (
     HOW_FAR,
     DataSettings,
     Recipe,
+    arm_of,
     as_recipe,
     domain_named,
     load_recipe,
@@ -91,13 +96,24 @@ from psr_nb.records import (
     EFTRow,
     IFTRow,
     InputError,
+    LearntText,
     Problem,
     StepPair,
     Trajectory,
     json_file,
+    reading,
 )
-from .search import SearchSetup, drive, search
-from .sft import eft_ids, ift_ids, mixed, train_sft
+from psr_nb.search import (
+    NO_SCORE,
+    SearchSetup,
+    by_judge,
+    by_prm,
+    by_truth,
+    drive,
+    search,
+    search_solutions,
+)
+from .sft import check_hardware, eft_ids, ift_ids, mixed, on_hardware, score_row_ids, train_sft, work_of
 
 # %% ../nbs/15_run.ipynb #c007
 @dataclass
@@ -114,9 +130,8 @@ class Run:
 
     @property
     def models(self) -> list[tuple[str, int, Path]]:
-        "(arm, n, folder) of every model; M1 is the first arm's."
-        main = self.recipe.arms[0]
-        numbers = {arm: range(1 if arm == main else 2, self.last + 1) for arm in self.recipe.arms}
+        "(arm, n, folder) of every model; M1 is the first arm's, but for an arm that has its own."
+        numbers = {arm: range(1 if self.own_m1(arm) else 2, self.last + 1) for arm in self.recipe.arms}
         return [(arm, n, self.folder(arm, n)) for arm in self.recipe.arms for n in numbers[arm]]
 
     @property
@@ -133,9 +148,16 @@ class Run:
             )
         return domain_named(name)
 
+    def own_m1(self, arm: str) -> bool:
+        "Is M1 this arm's own? It is the first arm's, and one that scores solutions is taught another."
+        taught = self.recipe.start == "M0" and arm_of(arm).scorer == "solutions"
+        return arm == self.recipe.arms[0] or taught
+
     def folder(self, arm: str, n: int) -> Path:
-        "Folder of model `n` of an arm; M1 is common to all."
-        return self.path / f"M{n}" if n == 1 or arm == self.recipe.arms[0] else self.path / arm / f"M{n}"
+        "Folder of model `n` of an arm; M1 is common to all, but for an arm that has its own."
+        if arm == self.recipe.arms[0] or (n == 1 and not self.own_m1(arm)):
+            return self.path / f"M{n}"
+        return self.path / arm_of(arm).folder / f"M{n}"
 
     def model(self, arm: str, n: int) -> str:
         "Folder or hub id of model `n`; 0 is the model the run starts with."
@@ -349,16 +371,16 @@ def _check_versions(kept: Path, there: dict[str, str]):
     )
 
 # %% ../nbs/15_run.ipynb #c047
-def _identity(settings: dict) -> str:
-    "SHA-256 of a recipe's settings but those of the machine, whatever their order."
-    return _sha256(without_machine(settings))
-
-
 def _sha256(settings: dict) -> str:
     text = json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _identity(settings: dict) -> str:
+    "SHA-256 of a recipe's settings but those of the machine, whatever their order."
+    return _sha256(without_machine(settings))
+
+# %% ../nbs/15_run.ipynb #c049
 def _is_of(known: str | None, settings: dict) -> bool:
     """Is a manifest's identity that of these settings?
 
@@ -372,7 +394,7 @@ def _write_recipe(run: Run):
     kept = {"schema": SCHEMA, "versions": versions(), "recipe": asdict(run.recipe)}
     write_whole(run.path / "recipe.yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
 
-# %% ../nbs/15_run.ipynb #c050
+# %% ../nbs/15_run.ipynb #c052
 def _begun(path: Path, recipe: Recipe) -> Run:
     "A new run: its data and, written last, its recipe."
     run, data = Run(recipe, path), plan(recipe)
@@ -386,7 +408,7 @@ def _begun(path: Path, recipe: Recipe) -> Run:
     _write_recipe(run)
     return run
 
-# %% ../nbs/15_run.ipynb #c054
+# %% ../nbs/15_run.ipynb #c056
 def _rows_in(file: Path) -> int:
     "The number of rows in a file, 0 if it is missing or torn."
     if not file.is_file() or torn_bytes(file):
@@ -403,7 +425,7 @@ def _restored(run: Run, lost: list[str]):
         for name in lost:
             write_jsonl(run.path / name, data[Path(name).stem])
 
-# %% ../nbs/15_run.ipynb #c057
+# %% ../nbs/15_run.ipynb #c059
 def _least_rows(r: Recipe) -> dict[str, int]:
     "Data file of a run -> rows that it has at least."
     least = {"test": 1} | ({"ift": 1, "eft": 1} if r.start == "M0" else {})
@@ -421,7 +443,7 @@ def _refuse_odd_manifest(run: Run):
         what = f"{odd[0]!r} is no data file of a run" if odd else f"it lacks {min(lacking)}"
         raise InputError(f"{run.path / MANIFEST}: {what}; put the manifest back")
 
-# %% ../nbs/15_run.ipynb #c059
+# %% ../nbs/15_run.ipynb #c061
 def _adopt_data(run: Run, identity: str):
     "Give a run of an earlier version its manifest."
     short = [name for name, rows in _least_rows(run.recipe).items() if _rows_in(run.data(name)) < rows]
@@ -456,7 +478,7 @@ def _check_data(run: Run, settings: dict):
             "put it back, or remove it: if the recipe's sources are as they were it is written again"
         )
 
-# %% ../nbs/15_run.ipynb #c063
+# %% ../nbs/15_run.ipynb #c065
 def _kept_recipe(kept: Path) -> dict:
     "What a run's recipe.yaml holds. InputError if it is none of ours, or of another schema."
     row = recipe_value(kept)
@@ -477,7 +499,16 @@ def _unimported(settings: dict) -> Recipe:
         return as_recipe(settings)
     return replace(as_recipe(settings | {"domain": "math"}), domain=domain)
 
-# %% ../nbs/15_run.ipynb #c066
+# %% ../nbs/15_run.ipynb #c069
+def _note_how_far(kept: Path, row: dict, recipe: Recipe):
+    "Put what a recipe says of how far a run goes into the file `kept`, which holds `row`, if it is news."
+    now = {name: asdict(recipe)[name] for name in HOW_FAR}
+    there = {name: asdict(_unimported(row["recipe"]))[name] for name in HOW_FAR}
+    if now != there:
+        changed = row | {"recipe": row["recipe"] | now}
+        write_whole(kept, yaml.safe_dump(changed, sort_keys=False, allow_unicode=True))
+
+# %% ../nbs/15_run.ipynb #c071
 def _continued(path: Path, recipe: Recipe | None) -> Run:
     """The run in a folder that holds one.
 
@@ -502,16 +533,7 @@ def _continued(path: Path, recipe: Recipe | None) -> Run:
     _note_how_far(kept, row, recipe)
     return Run(recipe, path)
 
-
-def _note_how_far(kept: Path, row: dict, recipe: Recipe):
-    "Where a run is to end may have changed since it began: write that into its recipe, for whoever looks at it."
-    now = {name: asdict(recipe)[name] for name in HOW_FAR}
-    there = {name: asdict(_unimported(row["recipe"]))[name] for name in HOW_FAR}
-    if now != there:
-        changed = row | {"recipe": row["recipe"] | now}
-        write_whole(kept, yaml.safe_dump(changed, sort_keys=False, allow_unicode=True))
-
-
+# %% ../nbs/15_run.ipynb #c072
 def _recipe_again(path: Path, recipe: Recipe):
     "Write the recipe of a run that lost it. InputError unless it is the one that its models were made with."
     kept = path / MANIFEST
@@ -524,7 +546,7 @@ def _recipe_again(path: Path, recipe: Recipe):
     warnings.warn(f"{path}: its recipe.yaml was lost; it is the one given, and written again", stacklevel=2)
     _write_recipe(Run(recipe, path))
 
-# %% ../nbs/15_run.ipynb #c072
+# %% ../nbs/15_run.ipynb #c076
 def open_run(path: str | Path, recipe: Recipe | None = None) -> Run:
     """An existing run, or with a recipe a new one or the continuation of one.
 
@@ -537,13 +559,14 @@ def open_run(path: str | Path, recipe: Recipe | None = None) -> Run:
         listed = ": " + ", ".join(found) if found else ""
         raise InputError(f"{path}: not a run, it has no recipe.yaml{listed}")
     if not there:
-        models = [p for arm in (".", *recipe.arms) for p in (path / arm).glob("M[0-9]*")]
+        folders = (".", *(arm_of(arm).folder for arm in recipe.arms))
+        models = [p for folder in folders for p in (path / folder).glob("M[0-9]*")]
         if not models:
             return _begun(path, recipe)
         _recipe_again(path, recipe)
     return _continued(path, recipe)
 
-# %% ../nbs/15_run.ipynb #c078
+# %% ../nbs/15_run.ipynb #c082
 class _Phase:
     "A phase under way: when it began, and what its engine had done by then."
 
@@ -577,7 +600,55 @@ def costs(folder: Path) -> dict[str, dict]:
             c["output_tokens_per_second"] = round(c["output_tokens"] / max(c["seconds"], 1e-9), 1)
     return {k: dict(v) for k, v in out.items()}
 
-# %% ../nbs/15_run.ipynb #c082
+# %% ../nbs/15_run.ipynb #c086
+def _searched(target: Target) -> bool:
+    "Are there trajectories of all questions for this model?"
+    path, wanted = target.trajectories, target.recipe.questions[target.n - 2]
+    if not path.exists() or path.read_bytes().count(b"\n") < wanted:
+        return False
+    rows = [row for _, row in iter_jsonl(path) if isinstance(row, dict)]
+    ids = {id for id in (row.get("problem_id") for row in rows) if isinstance(id, str)}
+    return len(ids) >= wanted
+
+# %% ../nbs/15_run.ipynb #c089
+def _second_model(target: Target) -> str:
+    "Folder or hub id of the model that is asked beside the one that searches for model `n`, '' if none is."
+    run, arm = target.run, arm_of(target.arm)
+    if not arm.model:
+        return ""
+    own = arm.model in ("M0", "M1")
+    model = run.model(target.arm, int(arm.model[1])) if own else model_path(arm.model)
+    same = arm.scorer == "judge" and model == run.model(target.arm, target.n - 1)
+    return "" if same else model
+
+
+def _engine_for(target: Target):
+    "The engine that searches for model `n`, with its arm's second model in the same memory if there is one."
+    s, model = target.recipe.engine, target.run.model(target.arm, target.n - 1)
+    searches = target.n <= target.run.last and not _searched(target)
+    second = _second_model(target) if searches else ""
+    if not second:
+        return open_engine(model, s)
+    half = replace(s, gpu_memory=max(0.01, s.gpu_memory / 2))
+    first = open_engine(model, half)
+    if arm_of(target.arm).scorer == "prm":
+        return TwoEngines(first, PRMEngine(PRM(second, dtype=s.dtype)))
+    return TwoEngines(first, open_engine(second, half))
+
+# %% ../nbs/15_run.ipynb #c093
+def _scorer(target: Target, engine):
+    "What scores the candidates of an arm's searches, as `SearchSetup` takes it."
+    scorer, r = arm_of(target.arm).scorer, target.recipe
+    if scorer == "truth":
+        return partial(by_truth, answers={q.id: q.answer for q in target.questions})
+    if scorer == "prm":
+        return partial(by_prm, prm=engine.both[1].prm)
+    if isinstance(engine, TwoEngines):
+        other = engine.both[1]
+        return partial(by_judge, judge=JudgeSetup(other.tokenizer, target.domain, r.judge, other.context))
+    return "judge" if scorer == "flipped" else scorer
+
+# %% ../nbs/15_run.ipynb #c097
 def _search(target: Target, engine, progress: Callable[[str, int, int], None]):
     "Search the questions for a model with the engine of the model before it."
     r, path, questions = target.recipe, target.trajectories, target.questions
@@ -591,18 +662,19 @@ def _search(target: Target, engine, progress: Callable[[str, int, int], None]):
         r.search,
         r.judge,
         seed=seed_of(r.seed, "search", target.n),
-        scores=target.arm,
+        scores=_scorer(target, engine),
         context=engine.context,
     )
+    find = search_solutions if setup.scores == "solutions" else search
     phase = _Phase(target, "search", engine)
-    todo = ((p.id, search(p, setup)) for p in left)
+    todo = ((p.id, find(p, setup)) for p in left)
     for n, (_, trajectory) in enumerate(drive(engine, todo, r.engine.in_flight), 1):
         append_jsonl(path, [trajectory])
         rate = phase.used()["output_tokens"] / (time.time() - phase.start)
         progress(f"searching|{rate:.0f} tokens/s", len(questions) - len(left) + n, len(questions))
     phase.end()
 
-# %% ../nbs/15_run.ipynb #c084
+# %% ../nbs/15_run.ipynb #c099
 def search_figures(trajectories: list[Trajectory]) -> dict:
     "How a search went, in counts."
     steps = [s for t in trajectories for s in t.steps]
@@ -610,29 +682,51 @@ def search_figures(trajectories: list[Trajectory]) -> dict:
     for c in (c for s in steps for c in s.candidates if c.problem):
         unusable[c.problem] += c.count
     relabelled = sum(c.relabelled for s in steps for c in s.candidates)
-    return {
-        "questions": len(trajectories),
-        "ended": dict(Counter(t.ended for t in trajectories)),
-        "answer_unread": sum(t.ended == "answered" and t.answer is None for t in trajectories),
-        "rollbacks": sum(t.rollbacks for t in trajectories),
-        "unusable_candidates": dict(unusable),
-        "output_tokens": sum(t.output_tokens for t in trajectories),
-        "judge": judge_stats([s.judgements for s in steps]),
-    } | ({"relabelled_candidates": relabelled} if relabelled else {})
+    said = [c.said for s in steps for c in s.candidates if c.said]
+    scored = {"solutions": len(said), "unread": sum(words.startswith(NO_SCORE) for words in said)}
+    return (
+        {
+            "questions": len(trajectories),
+            "ended": dict(Counter(t.ended for t in trajectories)),
+            "answer_unread": sum(t.ended == "answered" and t.answer is None for t in trajectories),
+            "rollbacks": sum(t.rollbacks for t in trajectories),
+            "unusable_candidates": dict(unusable),
+            "output_tokens": sum(t.output_tokens for t in trajectories),
+            "judge": judge_stats([s.judgements for s in steps]),
+        }
+        | ({"relabelled_candidates": relabelled} if relabelled else {})
+        | ({"scored": scored} if said else {})
+    )
 
 
 def _found(target: Target) -> dict[str, Trajectory]:
     "Problem id -> trajectory of the searches for a model; a row that is there twice counts once."
     return {t.problem_id: t for t in read_jsonl(target.trajectories, Trajectory)}
 
-# %% ../nbs/15_run.ipynb #c087
-def _pairs(target: Target) -> tuple[list[StepPair], dict[str, int]]:
+# %% ../nbs/15_run.ipynb #c103
+def _own_pairs(target: Target) -> tuple[list[StepPair], dict[str, int]]:
     "Pairs and their table, in the order of the questions, whatever order the problems finished in."
     questions, by_id = target.questions, _found(target)
     answers = {q.id: q.answer for q in questions}
-    return make_pairs([by_id[q.id] for q in questions], target.recipe.pairs, answers, target.domain)
+    s = target.recipe.pairs
+    pairs, table = make_pairs([by_id[q.id] for q in questions], s, answers, target.domain)
+    pairs = weighted(pairs, s.weight)
+    return list(map(flipped, pairs)) if arm_of(target.arm).scorer == "flipped" else pairs, table
 
-# %% ../nbs/15_run.ipynb #c089
+
+def _pairs(target: Target) -> tuple[list[StepPair], dict[str, int]]:
+    "The pairs to train on and their table: all of an arm's own, or as many as every arm has."
+    pairs, table = _own_pairs(target)
+    others = [replace(target, arm=arm) for arm in target.recipe.arms if arm != target.arm]
+    if not target.recipe.match_pairs:
+        return pairs, table
+    least = min([len(pairs), *(len(_own_pairs(t)[0]) for t in others if _searched(t))])
+    draw = random.Random(seed_of(target.recipe.seed, "match", target.n))
+    kept = sorted(draw.sample(range(len(pairs)), least))
+    left_out = {"left out to match": len(pairs) - least}
+    return [pairs[i] for i in kept], table | {"pairs": least} | (left_out if least < len(pairs) else {})
+
+# %% ../nbs/15_run.ipynb #c107
 def _why_none(target: Target, fates: dict[str, int]) -> str:
     "What to say when a search gave no pair: what became of its steps and its candidates."
 
@@ -643,13 +737,15 @@ def _why_none(target: Target, fates: dict[str, int]) -> str:
     unusable = search_figures(list(_found(target).values()))["unusable_candidates"]
     if unusable:
         said += f"; candidates that could not be used: {told(unusable)}"
+    if "left out to match" in fates:
+        said += " (with match_pairs, an arm without pairs leaves none to any)"
     if "length" in unusable:
         most = target.recipe.search.max_step_tokens
         said += f" (length: longer than search.max_step_tokens = {most})"
     where = target.run.path
     return f"{said}. `psr_nb report {where}` shows them; changed settings need a folder of their own"
 
-# %% ../nbs/15_run.ipynb #c092
+# %% ../nbs/15_run.ipynb #c110
 def made_of(run: Run, arm: str, n: int) -> dict:
     "What made model `n`: search, pairs and training in figures."
     target, training = Target(run, arm, n), Path(run.model(arm, n)) / "training.json"
@@ -660,13 +756,14 @@ def made_of(run: Run, arm: str, n: int) -> dict:
         return out | {"pairs": 0}
     pairs, table = _pairs(target)
     figures = search_figures(list(_found(target).values()))
+    asked = figures["judge"]["comparisons"] + figures.get("scored", {}).get("solutions", 0)
     return (
         out
         | {
             "pairs": len(pairs),
             "pair_table": dict(sorted(table.items())),
             "search": figures,
-            "judge_calls_per_pair": figures["judge"]["comparisons"] / len(pairs) if pairs else None,
+            "judge_calls_per_pair": asked / len(pairs) if pairs else None,
         }
         | _live(target, pairs)
     )
@@ -682,10 +779,16 @@ def _live(target: Target, pairs: list[StepPair]) -> dict:
         live.add_pairs(of.get(t.problem_id, []))
     return live_figures(live)
 
-# %% ../nbs/15_run.ipynb #c094
+# %% ../nbs/15_run.ipynb #c112
+def _measured(target: Target) -> bool:
+    "Are a model's figures there, or another arm's to make? M1 is the first arm's, as a rule."
+    others = target.n == 1 and not target.run.own_m1(target.arm)
+    return others or (target.folder / "metrics.json").exists()
+
+# %% ../nbs/15_run.ipynb #c116
 def _judges(target: Target) -> bool:
     "Does this arm judge its own steps?"
-    return target.arm == "judge"
+    return arm_of(target.arm).judges_itself
 
 
 def _rows_to_check(target: Target, engine) -> tuple[str, list[EFTRow]]:
@@ -701,11 +804,14 @@ def _rows_to_check(target: Target, engine) -> tuple[str, list[EFTRow]]:
     setup = SearchSetup(engine.tokenizer, target.domain, r.search, r.judge, seed=seed, context=engine.context)
     return "search", sampled_pairs(engine, setup, target.questions, n)
 
-# %% ../nbs/15_run.ipynb #c097
+# %% ../nbs/15_run.ipynb #c119
 def _kept_health(target: Target) -> dict:
-    "What `health.json` holds of the making of a model; {} if there is none."
+    "What `health.json` holds of the making of a model; {} if there is none. InputError for other things."
     file = target.folder / "health.json"
-    return json_file(file) if file.is_file() else {}
+    kept = json_file(file) if file.is_file() else {}
+    if not isinstance(kept, dict):
+        raise InputError(f"{file}: not an object; remove the file, and what it says is measured again")
+    return kept | {at: as_figures(kept[at], str(file)) for at in ("check", "search") if at in kept}
 
 
 def _keep_health(target: Target, **found):
@@ -713,7 +819,7 @@ def _keep_health(target: Target, **found):
     kept = _kept_health(target) | found
     write_whole(target.folder / "health.json", json.dumps(kept, indent=1))
 
-
+# %% ../nbs/15_run.ipynb #c120
 def _check(target: Target, engine, progress: Callable[[str, int, int], None]):
     "Show the judge of the model before some pairs in both orders, and keep its figures; once."
     r = target.recipe
@@ -726,7 +832,7 @@ def _check(target: Target, engine, progress: Callable[[str, int, int], None]):
     phase.end()
     _keep_health(target, pairs_from=source, pairs=len(rows), check=figures)
 
-# %% ../nbs/15_run.ipynb #c101
+# %% ../nbs/15_run.ipynb #c124
 def _note_search(target: Target):
     "Keep the figures of health of a finished search; once."
     if "search" in _kept_health(target) or not _searched(target):
@@ -746,15 +852,17 @@ def _length_growth(target: Target) -> dict[str, dict]:
     first, now = (step_tokens(read_jsonl(file, EvalRow)) for file in files)
     return {"length_growth": growth(first, now)}
 
-# %% ../nbs/15_run.ipynb #c104
+# %% ../nbs/15_run.ipynb #c127
 def health_of(target: Target) -> dict[str, dict]:
-    "`check` and `search`, each name -> `value`, `low`, `high`, `n`: the figures of health that a model was made with."
+    """`check` and `search`, each name -> `value`, `low`, `high`, `n`: the health that a model was made with.
+
+    InputError for files that hold something else."""
     kept, metrics = _kept_health(target), target.folder / "metrics.json"
     found = {"check": kept.get("check", {}) | _length_growth(target), "search": kept.get("search", {})}
     if not kept and metrics.is_file():
         m = json_file(metrics)
-        if m.get("search"):
-            found["search"] = figures_of_counts(m["search"], m.get("pair_table", {}))
+        with reading(metrics):
+            found["search"] = figures_of_counts(m["search"], m["pair_table"]) if m.get("search") else {}
     return found
 
 
@@ -763,7 +871,7 @@ def crossings(target: Target) -> list[tuple[str, Crossing]]:
     found = health_of(target)
     return [(at, c) for at in found for c in crossed(found[at], target.recipe.gates)]
 
-# %% ../nbs/15_run.ipynb #c108
+# %% ../nbs/15_run.ipynb #c131
 @dataclass(frozen=True)
 class Ended:
     "Why an arm makes no more models, though its recipe has questions for them."
@@ -773,7 +881,7 @@ class Ended:
     by: str  # "gates" or "stop"
     said: str
 
-# %% ../nbs/15_run.ipynb #c110
+# %% ../nbs/15_run.ipynb #c133
 def _by_gates(target: Target) -> Ended | None:
     "What the gates say to the model that would come next."
     gates = target.recipe.gates
@@ -799,10 +907,11 @@ def _by_patience(target: Target) -> Ended | None:
     if best is None:
         return None
     told = ", ".join(f"M{n} {figure:.3f}" for n, figure in enumerate(figures, 1))
-    said = f"{arm}: ends with M{target.n - 1}, for {s.on} is best in M{best + 1} ({told}; stop.patience: {s.patience})"
-    return Ended(arm, target.n, "stop", f"{said}; to go on, --set stop.patience=0")
+    said = f"{arm}: ends with M{target.n - 1}, for {s.on} was best in M{best + 1} ({told})"
+    lift = f"to go on, --set stop.patience=0 (it is {s.patience})"
+    return Ended(arm, target.n, "stop", f"{said}; {lift}")
 
-# %% ../nbs/15_run.ipynb #c112
+# %% ../nbs/15_run.ipynb #c135
 def why_ended(run: Run, arm: str) -> Ended | None:
     "Why an arm ended before its last model, None if it did not."
     for n in range(2, run.last + 1):
@@ -812,7 +921,7 @@ def why_ended(run: Run, arm: str) -> Ended | None:
             return _by_gates(target) or _by_patience(target)
     return None
 
-# %% ../nbs/15_run.ipynb #c116
+# %% ../nbs/15_run.ipynb #c139
 def domain_folder(name: str) -> str | None:
     "The folder in which this process found the module of a recipe's own domain, None for a built-in one."
     module = sys.modules.get(name.partition(":")[0].partition(".")[0]) if ":" in name else None
@@ -826,7 +935,7 @@ def _target(recipe: dict, path: str, arm: str, n: int, domain_from: str | None =
         sys.path.append(domain_from)
     return Target(Run(as_recipe(recipe), Path(path)), arm, n)
 
-# %% ../nbs/15_run.ipynb #c119
+# %% ../nbs/15_run.ipynb #c142
 def _measure(target: Target, engine, progress: Callable[[str, int, int], None]):
     "Evaluate a model at solving and judging, and write its metrics.json."
     r, folder, run = target.recipe, target.folder, target.run
@@ -856,10 +965,11 @@ def engine_job(progress: Callable[[str, int, int], None], **at) -> None:
     target = _target(**at)
     n = target.n
     progress(f"loading M{n}", 0, 1)
-    engine = open_engine(target.run.model(target.arm, n), target.recipe.engine)
+    trust_settings(target.recipe.engine)
+    following = replace(target, n=n + 1)
+    engine = _engine_for(following)
     if not _measured(target):
         _measure(target, engine, progress)
-    following = replace(target, n=n + 1)
     if n == target.run.last or why_ended(target.run, target.arm):
         return
     _check(following, engine, progress)
@@ -867,31 +977,18 @@ def engine_job(progress: Callable[[str, int, int], None], **at) -> None:
         _search(following, engine, progress)
         _note_search(following)
 
-# %% ../nbs/15_run.ipynb #c120
-def _measured(target: Target) -> bool:
-    "Are a model's figures there, or another arm's to make? M1 is the first arm's."
-    others = target.n == 1 and target.arm != target.recipe.arms[0]
-    return others or (target.folder / "metrics.json").exists()
-
-
-def _searched(target: Target) -> bool:
-    "Are there trajectories of all questions for this model?"
-    path, wanted = target.trajectories, target.recipe.questions[target.n - 2]
-    if not path.exists() or path.read_bytes().count(b"\n") < wanted:
-        return False
-    rows = [row for _, row in iter_jsonl(path) if isinstance(row, dict)]
-    ids = {id for id in (row.get("problem_id") for row in rows) if isinstance(id, str)}
-    return len(ids) >= wanted
-
-# %% ../nbs/15_run.ipynb #c123
+# %% ../nbs/15_run.ipynb #c143
 def _make_m1(target: Target, out: Path, seed: int, progress: Callable[[str, int, int], None]):
-    "Fine-tune the run's base model on its IFT and EFT rows."
+    "Fine-tune the run's base model on its IFT and EFT rows, these as scores where an arm scores solutions."
     run, r, domain = target.run, target.recipe, target.domain
     base = run.model(target.arm, 0)
     tok = load_tokenizer(base, r.engine)
-    ift, eft = read_jsonl(run.data("ift"), IFTRow), read_jsonl(run.data("eft"), EFTRow)
-    rows, left_out = mixed(ift, eft, r.sft.eft_share, seed)
-    ids = (ift_ids(tok, domain, x) if isinstance(x, IFTRow) else eft_ids(tok, domain, x) for x in rows)
+    ift, judged = read_jsonl(run.data("ift"), IFTRow), read_jsonl(run.data("eft"), EFTRow)
+    to_ids = eft_ids
+    if arm_of(target.arm).scorer == "solutions":
+        judged, to_ids = score_rows(judged, domain), score_row_ids
+    rows, left_out = mixed(ift, judged, r.sft.eft_share, seed)
+    ids = (ift_ids(tok, domain, x) if isinstance(x, IFTRow) else to_ids(tok, domain, x) for x in rows)
     if left_out:
         warnings.warn(f"{left_out} rows are left out for sft.eft_share = {r.sft.eft_share}", stacklevel=2)
     train_sft(base, ids, out, r.sft, seed, progress)
@@ -900,22 +997,73 @@ def _make_m1(target: Target, out: Path, seed: int, progress: Callable[[str, int,
 def _make_next(target: Target, out: Path, seed: int, progress: Callable[[str, int, int], None]):
     "Train the model before on the pairs of its own searches."
     run, r = target.run, target.recipe
-    pairs = read_jsonl(target.folder / "pairs.jsonl", StepPair)
-    reference = run.model(target.arm, 1) if r.dpo.reference == "M1" else None
-    train_dpo(run.model(target.arm, target.n - 1), pairs, out, r.dpo, seed, reference, progress)
+    pairs, texts = read_jsonl(target.folder / "pairs.jsonl", StepPair), target.folder / "texts.jsonl"
+    pairs += read_jsonl(texts, LearntText) if texts.exists() else []
+    train_dpo(run.model(target.arm, target.n - 1), pairs, out, r.dpo, seed, _reference(target), progress)
 
-# %% ../nbs/15_run.ipynb #c125
+# %% ../nbs/15_run.ipynb #c145
+def _paths(target: Target, pairs: list[StepPair]) -> list[LearntText]:
+    "The paths of the trajectories that have pairs, where their likelihood is learnt."
+    s = target.recipe.dpo
+    if s.nll_on == "pairs" or not s.nll_weight:
+        return []
+    found = _found(target)
+    ids = dict.fromkeys(p.trajectory_id for p in pairs)
+    return [path_text(found[id]) for id in ids if id in found]
+
+
+def _rehearsed(target: Target, n: int) -> list[LearntText]:
+    "Enough IFT rows, drawn by the run's seed, to be rehearsed beside `n` pairs."
+    run, r, share = target.run, target.recipe, target.recipe.dpo.rehearsal
+    if not share:
+        return []
+    ift, enough = read_jsonl(run.data("ift"), IFTRow), 1 + int(2 * n * share / (1 - share))
+    draw = random.Random(seed_of(r.seed, "rehearsal", target.n))
+    tok = load_tokenizer(run.model(target.arm, 0), r.engine)
+    texts = []
+    for row in draw.sample(ift, min(len(ift), enough)):
+        prompt, completion = ift_ids(tok, target.domain, row)
+        ids = prompt + completion
+        texts.append(LearntText(row.id, ids, [[len(prompt), len(ids)]], "rehearsal"))
+    return texts
+
+# %% ../nbs/15_run.ipynb #c148
+def _reference(target: Target) -> str | None:
+    "Folder or hub id of the reference of a training; None for the model that it starts from."
+    run, which = target.run, target.recipe.dpo.reference
+    if which in ("M0", "M1"):
+        return run.model(target.arm, int(which[1]))
+    if which == "ema" and target.n > 2:
+        return str(work_of(target.folder / "model") / "reference")
+    return None
+
+
+def _make_average(target: Target):
+    "Make the average that a training takes for its reference, if it does and it isn't there."
+    out, r = _reference(target), target.recipe
+    if r.dpo.reference != "ema" or not out or (os.path.exists(out) and not folder_fault(out)):
+        return
+    shutil.rmtree(out, ignore_errors=True)
+    models = [target.run.model(target.arm, n) for n in range(1, target.n)]
+    averaged(models, r.dpo.ema_decay, out)
+
+# %% ../nbs/15_run.ipynb #c151
 def data_job(progress: Callable[[str, int, int], None], **at) -> None:
-    """Write the pairs that model `n` is trained on (M1 has rows in the run's data). `at` is what `_target` takes.
+    """Write the pairs that model `n` is trained on; M1 has rows in the run's data. `at`: see `_target`.
 
     InputError if there are none."""
     target = _target(**at)
+    trust_settings(target.recipe.engine)
     if target.n == 1:
         return
     pairs, fates = _pairs(target)
     if not pairs:
         raise InputError(_why_none(target, fates))
     write_jsonl(target.folder / "pairs.jsonl", pairs)
+    texts = _paths(target, pairs) + _rehearsed(target, len(pairs))
+    if texts:
+        write_jsonl(target.folder / "texts.jsonl", texts)
+    _make_average(target)
 
 
 def train_job(progress: Callable[[str, int, int], None], **at) -> None:
@@ -928,6 +1076,7 @@ def train_job(progress: Callable[[str, int, int], None], **at) -> None:
     target = _target(**at)
     n = target.n
     trust_settings(target.recipe.engine)
+    on_hardware(target.recipe.hardware)
     phase = _Phase(target, "train")
     seed = seed_of(target.recipe.seed, "train", n) % 2**31
     progress(f"loading M{n - 1}", 0, 1)
@@ -936,14 +1085,17 @@ def train_job(progress: Callable[[str, int, int], None], **at) -> None:
     if rank in (None, "0"):
         phase.end()
 
-# %% ../nbs/15_run.ipynb #c129
+# %% ../nbs/15_run.ipynb #c155
 def _needed(target: Target) -> bool:
     "Is there work left that loads this model?"
     run, n = target.run, target.n
-    arms = run.recipe.arms if n == 1 else [target.arm]
+    arms = [arm for arm in run.recipe.arms if run.folder(arm, n) == target.folder]
     later = [Target(run, arm, n + 1) for arm in arms if n < run.last]
-    if n == 1 and run.recipe.dpo.reference == "M1":
-        later += [Target(run, arm, m) for arm, m, _ in run.models if m > 2]
+    reference = run.recipe.dpo.reference
+    if reference == "ema" or (n == 1 and reference == "M1"):
+        later += [Target(run, arm, m) for arm, m, _ in run.models if m > n + 1 and arm in arms]
+    if n == 1:
+        later += [Target(run, arm, m) for arm, m, _ in run.models if m > 2 and arm_of(arm).model == "M1"]
     undone = [t for t in later if not ((t.folder / "model").exists() and _searched(t))]
     return bool(undone) or not _measured(target)
 
@@ -960,7 +1112,7 @@ def _model_fault(target: Target) -> str:
             seal(model)
     return fault
 
-# %% ../nbs/15_run.ipynb #c132
+# %% ../nbs/15_run.ipynb #c158
 def _metrics_fault(folder: Path) -> str:
     "What is wrong with a model's metrics.json, '' if nothing or if it is not there."
     metrics, rows = folder / "metrics.json", folder / "evaluation.jsonl"
@@ -973,14 +1125,14 @@ def _metrics_fault(folder: Path) -> str:
     there = _rows_in(rows) if rows.exists() else n
     return f"is of {n} problems, not of {there}" if there < n else ""
 
-
-def _health_fault(folder: Path) -> str:
-    "What is wrong with a model's health.json, '' if nothing or if it is not there."
-    file = folder / "health.json"
+# %% ../nbs/15_run.ipynb #c159
+def _health_fault(target: Target) -> str:
+    "What is wrong with the health.json of a model, '' if nothing or if it is not there."
     try:
-        return "" if not file.exists() or isinstance(json_file(file), dict) else "is damaged"
+        _kept_health(target)
     except InputError:
         return "is damaged"
+    return ""
 
 
 def _damaged(target: Target) -> dict[Path, str]:
@@ -989,10 +1141,10 @@ def _damaged(target: Target) -> dict[Path, str]:
     pairs = folder / "pairs.jsonl"
     torn = pairs.exists() and (torn_bytes(pairs) or not pairs.stat().st_size)
     found = {folder / "model": _model_fault(target), folder / "metrics.json": _metrics_fault(folder)}
-    found[folder / "health.json"] = _health_fault(folder)
+    found[folder / "health.json"] = _health_fault(target)
     return {path: fault for path, fault in (found | {pairs: "is torn" if torn else ""}).items() if fault}
 
-# %% ../nbs/15_run.ipynb #c136
+# %% ../nbs/15_run.ipynb #c163
 def _cut_rows(folder: Path) -> list[str]:
     "Cut off what is torn at the end of a model's files of rows; a sentence for each."
     files = [
@@ -1018,7 +1170,7 @@ def mend(run: Run) -> list[str]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     return said
 
-# %% ../nbs/15_run.ipynb #c140
+# %% ../nbs/15_run.ipynb #c167
 class _Bar:
     "One line of progress for each arm: a bar on a terminal or in a notebook, plain lines elsewhere."
 
@@ -1046,18 +1198,17 @@ class _Bar:
 
     def _hear(self, title: str, done: int, total: int, rate: str):
         "Note the news, and tell where a phase begins or ends."
-        new, ended = title != self.what, done == total
-        if new:  # the first news of a phase comes when some of it is done
+        begins = title != self.what
+        if begins:  # its first news comes when some of it is done
             self.what, self.start = title, self.last
             self.bar.reset(total)
             self.bar.set_description(title)
         self.last = time.time()
-        self.done, self.total, self.rate = done, total, rate
-        if ended:
-            rate = f", {rate}" if rate else ""
-            self._line(f"{title} {total}, {self.last - self.start:.0f} s{rate}")
-        elif new:
-            self._line(title + (f", {total - done} of {total} to do" if total > 1 else ""))
+        self.done, self.total, self.rate = done, total, f", {rate}" if rate else ""
+        if done == total:
+            self._line(f"{title} {total}, {self.last - self.start:.0f} s{self.rate}")
+        elif begins:
+            self._line(f"{title} {done} of {total}" if total > 1 else title)
 
     def _line(self, line: str):
         self.told = time.time()
@@ -1069,10 +1220,9 @@ class _Bar:
         with self.lock:
             now, under_way = time.time(), self.done < self.total
             if under_way and now - self.told >= self.every:
-                rate = f", {self.rate}" if self.rate else ""
-                self._line(f"{self.what} {self.done} of {self.total}, {now - self.start:.0f} s{rate}")
+                self._line(f"{self.what} {self.done} of {self.total}, {now - self.start:.0f} s{self.rate}")
 
-# %% ../nbs/15_run.ipynb #c144
+# %% ../nbs/15_run.ipynb #c171
 def visible_gpus() -> list[str]:
     "The GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."
     import torch
@@ -1098,7 +1248,7 @@ def place_of(r: Recipe, job: str, arm: int = 0) -> Place:
     alone = n == 1 and h.shard == "none"
     return Place(threads, gpus) if alone else Place(threads, gpus, n, first=first)
 
-# %% ../nbs/15_run.ipynb #c148
+# %% ../nbs/15_run.ipynb #c175
 def _check_nodes(r: Recipe):
     "InputError where there is nothing that reaches the recipe's nodes."
     nodes = r.hardware.nodes
@@ -1111,8 +1261,9 @@ def _check_nodes(r: Recipe):
         raise InputError(f"hardware.nodes: nothing here reaches {nodes} nodes; start this {ways}")
 
 
-def check_hardware(r: Recipe):
-    "InputError for GPUs or nodes that a recipe asks for and this machine doesn't have."
+def check_places(r: Recipe):
+    "InputError for GPUs, nodes or libraries that a recipe asks for and this machine doesn't have."
+    check_hardware(r.hardware)
     wanted, seen = r.hardware.gpus or 1, len(visible_gpus())
     if r.hardware.nodes > 1:
         _check_nodes(r)
@@ -1121,7 +1272,7 @@ def check_hardware(r: Recipe):
         raise InputError(f"hardware.gpus: {there}; set it to {seen}, or leave it out for all that are")
     replicas_of(r.engine)
 
-# %% ../nbs/15_run.ipynb #c151
+# %% ../nbs/15_run.ipynb #c178
 @dataclass
 class _Work:
     "A run under way, what its children share, and what stops them all."
@@ -1143,24 +1294,35 @@ class _Work:
         log = self.run.path / "jobs.log"
         run_job(f"psr_nb.run:{job}", arguments, log, progress, place, (self.lock,), self.stopped)
 
-# %% ../nbs/15_run.ipynb #c154
-def _run_arm(work: _Work, arm: str, bar: _Bar):
-    "Everything of one arm that is not done yet, from M1's evaluation on."
-    for n in range(1, work.run.last + 1):
-        target = Target(work.run, arm, n)
-        if n > 1 and not (target.folder / "model").exists():
-            _note_search(target)  # of a search that another version has finished
-            _tell_crossings(target)
-            if why_ended(work.run, arm):
-                return
+# %% ../nbs/15_run.ipynb #c181
+def _train(work: _Work, target: Target, bar: _Bar) -> bool:
+    "Make a model that is not there yet; False where its arm ends instead."
+    there = (target.folder / "model").exists()
+    if target.n == 1:
+        if target.recipe.start == "M0" and not there:
             work.child("train_job", target, bar)
-        elif n > 1 and not (target.folder / "pairs.jsonl").exists():  # lost, where the model was not
-            write_jsonl(target.folder / "pairs.jsonl", _pairs(target)[0])
+    elif not there:
+        _note_search(target)  # of a search that another version has finished
+        _tell_crossings(target)
+        if why_ended(work.run, target.arm):
+            return False
+        work.child("train_job", target, bar)
+    elif not (target.folder / "pairs.jsonl").exists():  # lost, where the model was not
+        write_jsonl(target.folder / "pairs.jsonl", _pairs(target)[0])
+    return True
+
+
+def _run_arm(work: _Work, arm: str, bar: _Bar, numbers: list[int]):
+    "Everything of some of one arm's models that is not done yet, and the searches for the models after them."
+    for n in numbers:
+        target = Target(work.run, arm, n)
+        if not _train(work, target, bar):
+            return
         searched = n == work.run.last or _searched(replace(target, n=n + 1)) or why_ended(work.run, arm)
         if not (_measured(target) and searched):
             work.child("engine_job", target, bar)
 
-
+# %% ../nbs/15_run.ipynb #c182
 def _tell_crossings(target: Target):
     "Warn of the gates that were crossed in the making of a model and don't stop its arm."
     gates = target.recipe.gates
@@ -1180,7 +1342,7 @@ def _finish(todo: list, bars: dict[str, _Bar]):
         for bar in bars.values():
             bar.tell()
 
-# %% ../nbs/15_run.ipynb #c156
+# %% ../nbs/15_run.ipynb #c184
 def _run_arms(work: _Work, bars: dict[str, _Bar]):
     "M1, then all arms, `parallel` at a time. Whatever ends it early stops every child."
     r = work.run.recipe
@@ -1189,16 +1351,19 @@ def _run_arms(work: _Work, bars: dict[str, _Bar]):
     try:
         if r.start == "M0" and not Path(work.run.model(first.arm, 1)).exists():
             _finish([pool.submit(work.child, "train_job", first, bars[first.arm])], bars)
-        _finish([pool.submit(_run_arm, work, arm, bar) for arm, bar in bars.items()], bars)
+        numbers = list(range(1, work.run.last + 1))
+        # the pairs of all arms can be counted when all have searched
+        for some in [[n] for n in numbers] if r.match_pairs else [numbers]:
+            _finish([pool.submit(_run_arm, work, arm, bar, some) for arm, bar in bars.items()], bars)
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         stop_jobs(work.stopped)
         raise
 
-# %% ../nbs/15_run.ipynb #c158
+# %% ../nbs/15_run.ipynb #c186
 def check_machine(r: Recipe, path: str | Path = ".") -> dict:
     "What `check_ready` finds. InputError for what this machine or the first model can't do."
-    check_hardware(r)
+    check_places(r)
     check_device(r.dpo)
     trust_settings(r.engine)
     run = Run(r, Path(path))
@@ -1216,7 +1381,7 @@ def _first_model(run: Run) -> str:
     first = run.model(run.recipe.arms[0], 1)
     return first if os.path.exists(first) else model_path(run.recipe.model)
 
-# %% ../nbs/15_run.ipynb #c162
+# %% ../nbs/15_run.ipynb #c190
 def _check_room(run: Run, context: int):
     "Warn of questions that don't fit the first model's context, in tokens. InputError where none does."
     r = run.recipe
@@ -1227,7 +1392,31 @@ def _check_room(run: Run, context: int):
     tested = [p.question for name in held_out for p in read_jsonl(run.data(name), Problem)]
     check_questions(tokenizer, run.domain, tested, context, step if r.evaluate.mode == "search" else 1)
 
-# %% ../nbs/15_run.ipynb #c165
+# %% ../nbs/15_run.ipynb #c194
+def _check_second(run: Run, arm: str):
+    "InputError for a second model that is not there, or can't judge in the run's domain."
+    scorer, model = arm_of(arm).scorer, arm_of(arm).model
+    try:
+        if scorer == "prm":
+            kept_format(model_path(model))
+        elif model and model not in ("M0", "M1"):
+            check_tokenizer(load_tokenizer(model_path(model), run.recipe.engine), run.domain)
+    except InputError as e:
+        raise InputError(f"arms: {arm}: {e}") from e
+
+
+def _check_arms(run: Run):
+    "InputError for an arm that lacks what it scores by."
+    for arm in run.recipe.arms:
+        _check_second(run, arm)
+    if "truth" in run.recipe.arms and run.domain.check is None:
+        searched = [p for n in range(2, run.last + 1) for p in Target(run, "truth", n).questions]
+        blank = [p.id for p in searched if p.answer is None]
+        if blank:
+            said = f"{len(blank)} of {len(searched)} questions have no answer (the first is {blank[0]})"
+            raise InputError(f"arms: 'truth' in the domain {run.domain.name!r} needs answers, and {said}")
+
+# %% ../nbs/15_run.ipynb #c196
 def run(recipe: Recipe | str, path: str | Path, quiet: bool = False) -> Run:
     """Run a recipe in a folder, or continue it there. `why_ended` says of an arm if it ended early.
 
@@ -1244,6 +1433,7 @@ def run(recipe: Recipe | str, path: str | Path, quiet: bool = False) -> Run:
         for damage in mend(work.run):
             warnings.warn(damage, stacklevel=2)
         _check_room(work.run, found["context"])
+        _check_arms(work.run)
         try:
             _run_arms(work, bars)
         finally:

@@ -238,6 +238,7 @@ def over_seeds(
     draws: int = 5000,  # resamples
     seed: int = 0,
     level: float = 0.95,  # of the interval
+    least: float = -1.0,  # that a score can be: 0 of an accuracy, -1 of a difference
 ) -> dict:
     """`mean`, `sd` of the seeds' means (None of one), `low`, `high`, `p` that the mean is 0, `seeds`, `n`.
 
@@ -255,7 +256,6 @@ def over_seeds(
         low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
         beyond = min((means <= 0).sum(), (means >= 0).sum())
         p = min(1.0, 2 * (1 + beyond) / (1 + draws))
-    least = 0.0 if y.min() >= 0 else -1.0
     ends = {"low": max(least, float(low)), "high": min(1.0, float(high))}
     sd = float(y.mean(1).std(ddof=1)) if s > 1 else None
     return {"mean": mean, "sd": sd} | ends | {"p": float(p), "seeds": s, "n": n}

@@ -1,5 +1,6 @@
 "Settings of the literature, off by default: what each does, and that trees and pairs give the same."
 
+import copy
 import typing
 from dataclasses import replace
 from functools import cache
@@ -12,8 +13,9 @@ from psr_nb.dpo import DPOSettings, step_dpo_trainer
 from psr_nb.engine import load_tokenizer
 from psr_nb.engines.transformers import load_model
 from psr_nb.files import packaged, read_jsonl
-from psr_nb.pairs import PairSettings, make_pairs
-from psr_nb.records import InputError, LearntText, Trajectory
+from psr_nb.pairs import PairSettings, make_pairs, path_text, weighted
+from psr_nb.records import IFTRow, InputError, LearntText, Trajectory
+from psr_nb.sft import ift_ids
 
 M0, M1 = (str(packaged(f"models/demo-m{n}")) for n in (0, 1))
 LOSSES = typing.get_args(typing.get_type_hints(DPOSettings)["loss"])
@@ -78,3 +80,78 @@ def test_every_loss_of_trl_is_the_same_on_trees_and_pairs(tmp_path):
 def test_other_losses_are_refused(loss):
     with pytest.raises(InputError, match=f"^loss: {loss} .*; (take|set) "):
         DPOSettings(loss=loss)
+
+
+def log_prob(model, prompt, ids):
+    logits = model(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
+    return sum(logits[len(prompt) - 1 + i, t] for i, t in enumerate(ids))
+
+
+def plain_losses(pairs):
+    "DPO's loss of each pair, written out."
+    policy, reference = load_model(M1), load_model(M0)
+
+    def margin(model, p):
+        chosen, rejected = (log_prob(model, p.prompt_ids, ids) for ids in (p.chosen_ids, p.rejected_ids))
+        return chosen - rejected
+
+    with torch.no_grad():
+        off = [margin(policy, p) - margin(reference, p) for p in pairs]
+    return [-torch.nn.functional.logsigmoid(0.3 * x).item() for x in off]
+
+
+def test_a_pair_counts_as_its_weight(tmp_path):
+    pairs = weighted([replace(p, margin=float(1 + i % 4)) for i, p in enumerate(some_pairs())], "margin")
+    losses = plain_losses(pairs)
+    by_hand = sum(p.margin * x for p, x in zip(pairs, losses, strict=True)) / sum(p.margin for p in pairs)
+    assert abs(by_hand - sum(losses) / len(losses)) > 1e-3
+    assert both_ways(tmp_path, pairs)[0] == pytest.approx(by_hand, rel=1e-5)
+
+
+def text_nll(model, text: LearntText) -> float:
+    logits = model(torch.tensor([text.ids])).logits[0].log_softmax(-1)
+    learnt = [i for start, end in text.learnt for i in range(start, end)]
+    return -sum(logits[i - 1, text.ids[i]].item() for i in learnt) / len(learnt)
+
+
+def test_whole_paths_and_rehearsed_rows_are_learnt_beside_the_pairs(tmp_path):
+    pairs, tok = some_pairs(), load_tokenizer(M1)
+    own = {p.trajectory_id for p in pairs}
+    paths = [path_text(t) for t in trajectories() if t.problem_id in own]
+    solved = IFTRow("r", "Ana has 4 coins. Ana gets 3 more.", ["4+3=7"], "7")
+    prompt, completion = ift_ids(tok, ARITHMETIC, solved)
+    row = LearntText("r", prompt + completion, [[len(prompt), len(prompt + completion)]], "rehearsal")
+    asked = dict(nll_weight=0.5, nll_on="trajectory", rehearsal=0.25)
+    found = both_ways(tmp_path, [*pairs, *paths, row], **asked)[0]
+    model, n = load_model(M1), len(pairs)
+    whole = sum(text_nll(model, p) for p in paths) / len(paths)
+    by_hand = sum(plain_losses(pairs)) + 0.5 * n * whole + n / 3 * text_nll(model, row)
+    assert found == pytest.approx(by_hand / (n + n / 3), rel=1e-5)
+    assert both_ways(tmp_path / "without", pairs, weight_decay=0.0)[0] != pytest.approx(found, rel=1e-2)
+
+
+@pytest.mark.parametrize("asked", [{"rehearsal": 0.1}, {"nll_weight": 0.1, "nll_on": "trajectory"}])
+def test_texts_that_are_asked_for_have_to_be_there(tmp_path, asked):
+    with pytest.raises(InputError, match="^dpo.(rehearsal|nll_on): .*; give "):
+        trainer_of("pairs", tmp_path, **asked)
+
+
+def of_length(t: Trajectory, times: int) -> Trajectory:
+    "A trajectory whose chosen steps are longer."
+    for step in (s for s in t.steps if s.outcome == "pair"):
+        longer = [c.ids * times if i == step.chosen else c.ids for i, c in enumerate(step.candidates)]
+        step.candidates = [replace(c, ids=ids) for c, ids in zip(step.candidates, longer, strict=True)]
+    return t
+
+
+def test_length_is_penalised_and_limited():
+    rows = [of_length(t, 3) for t in copy.deepcopy(trajectories())]
+    free, table = make_pairs(rows)
+    short, counted = make_pairs(rows, PairSettings(length_penalty=0.15))
+    tokens = [sum(len(p.chosen_ids) for p in pairs) / len(pairs) for pairs in (free, short)]
+    assert tokens[1] < tokens[0] and 0 < counted["of them, chosen by length"] < len(short)
+    assert all(p.margin > 0 for p in short) and counted["pairs"] == len(short)
+    assert counted["pairs"] + counted.get("tied by length", 0) == table["pairs"] == len(free)
+    near, limited = make_pairs(rows, PairSettings(max_length_ratio=2.5))
+    assert all(len(p.chosen_ids) <= 2.5 * len(p.rejected_ids) for p in near)
+    assert 0 < limited["pairs"] < table["pairs"] == limited["pairs"] + limited["lengths too unequal"]

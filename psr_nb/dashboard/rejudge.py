@@ -226,7 +226,7 @@ def opened_in_child(opened: dict) -> Run:
 
 # %% ../../nbs/dashboard/rejudge.ipynb #c036
 def settings_for(run: Run, changes: dict) -> EngineSettings:
-    """The engine settings of a run's recipe without what it lets a model's files do, and with a reader's changes.
+    """A run's engine settings, without what they let a model's files do, and with a reader's changes.
 
     InputError for a change that can't be."""
     usual = EngineSettings()

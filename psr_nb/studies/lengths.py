@@ -80,7 +80,7 @@ def counts_of(rows: list[Trajectory]) -> dict[str, int]:
         "pairs": sum(s.outcome == "pair" and not s.rolled_back for s in steps),
     }
 
-
+# %% ../../nbs/studies/lengths.ipynb #c020
 def _counts(folder: Path, rows: list[Trajectory]) -> dict[str, int]:
     "Questions, steps, comparisons and pairs of the search in a model's folder."
     file = folder / "metrics.json"
@@ -105,7 +105,7 @@ def search_totals(folder: Path, rows: list[Trajectory]) -> Counter:
     tokens = {"prompt_tokens": computed, "output_tokens": took["output_tokens"]}
     return Counter(_counts(folder, rows) | tokens)
 
-# %% ../../nbs/studies/lengths.ipynb #c022
+# %% ../../nbs/studies/lengths.ipynb #c024
 def _step_prompts(t: Trajectory) -> list[int]:
     "Tokens of the prompt of each step of a trajectory; of rolled-back ones as if the path had stayed."
     return [len(prompt_of(t, min(s.k - 1, len(t.path)))) + len(s.label_ids) for s in t.steps]
@@ -121,7 +121,7 @@ def step_averages(rows: list[Trajectory]) -> dict[str, float]:
         "step_prompt": mean(n for t in rows for n in _step_prompts(t)),
     }
 
-# %% ../../nbs/studies/lengths.ipynb #c026
+# %% ../../nbs/studies/lengths.ipynb #c028
 def _refuse_other(r: Recipe, run: Run):
     "InputError if a run was searched or judged with other settings than a recipe's."
     for section in ("search", "judge"):
@@ -147,17 +147,18 @@ def _divided(total: Counter, own: dict[str, float], w: int) -> dict[str, float]:
     written = total["output_tokens"] - steps * w * own["step"]
     return {"judge_prompt": max(0, judged) / compared, "verdict": max(0, written) / compared}
 
-# %% ../../nbs/studies/lengths.ipynb #c030
+# %% ../../nbs/studies/lengths.ipynb #c032
 def _solution(folders: list[Path], otherwise: float) -> float:
     "Average tokens of a solution in the evaluations of models."
     files = [f / "evaluation.jsonl" for f in folders]
     tokens = [x.tokens for file in files if file.is_file() for x in read_jsonl(file, EvalRow)]
     return mean(tokens) if tokens else otherwise
 
-
+# %% ../../nbs/studies/lengths.ipynb #c034
 def averaged(total: Counter, rows: list[Trajectory], w: int) -> dict[str, float]:
-    """The fields of `Lengths` that a search has: `total` are its counts and tokens as in `search_totals`, `rows`
-    its trajectories or some of them."""
+    """The fields of `Lengths` that a search has.
+
+    `total` are its counts and tokens as in `search_totals`, `rows` its trajectories or some of them."""
     own = step_averages(rows)
     own |= _divided(total, own, w)
     for name in ("steps", "comparisons", "pairs"):
@@ -183,7 +184,7 @@ def measured_lengths(r: Recipe, run: Run, numbers: list[int] | None = None) -> L
     own["solution"] = _solution([run.folder(arm, n) for n in used], own["steps"] * own["step"])
     return Lengths(**own, source=f"measured in {run.path.name}: {', '.join(f'M{n}' for n in used)}")
 
-# %% ../../nbs/studies/lengths.ipynb #c034
+# %% ../../nbs/studies/lengths.ipynb #c038
 HUB_ROWS = {
     "HuggingFaceH4/MATH-500:test": 500,
     "openai/gsm8k:main:test": 1319,

@@ -95,7 +95,7 @@ def _more(r: Recipe, problems: list[Problem], seconds: float) -> list[Problem]:
     more = load_problems(r.data.questions, n, r.data.fields) if n > len(problems) else []
     return more if len(more) > len(problems) else []
 
-# %% ../../nbs/studies/rates.ipynb #c018
+# %% ../../nbs/studies/rates.ipynb #c019
 def _rate(took: dict[str, float]) -> float:
     "Tokens a second."
     return (took["prompt_tokens"] + took["output_tokens"]) / max(took["seconds"], 1e-9)
@@ -117,9 +117,12 @@ def engines_probed(engine: Engine, r: Recipe, count: int) -> dict:
     lengths = averaged(total, rows, r.search.w)
     lengths["solution"] = sum(written[:count]) / max(1, len(written[:count]))
     lengths["source"] = f"measured on {len(rows)} questions with {r.model}"
+    if r.start == "M0":
+        lengths["pairs"] = lengths["steps"] / 2
+        lengths["source"] += ", whose pairs are guessed since it has not learned to judge"
     return {"lengths": lengths, "searching": _rate(took), "solving": _rate(solving)}
 
-# %% ../../nbs/studies/rates.ipynb #c024
+# %% ../../nbs/studies/rates.ipynb #c025
 def _pass_seconds(net, rows: int, length: int) -> float:
     "Seconds of one forward and backward pass over rows of so many tokens."
     import torch
@@ -148,7 +151,7 @@ def training_rate(model: str, rows: int, length: int) -> float | None:
     seconds = _pass_seconds(net, rows, length)
     return 3 * forward_flops(shape, rows * length, length / 2) / seconds
 
-# %% ../../nbs/studies/rates.ipynb #c028
+# %% ../../nbs/studies/rates.ipynb #c030
 def probe_job(
     recipe: dict, count: int, domain_from: str | None, progress: Callable[[str, int, int], None]
 ) -> dict:
@@ -169,7 +172,7 @@ def training_job(recipe: dict, length: float, progress: Callable[[str, int, int]
     progress("a training's pass", 0, 1)
     return training_rate(r.model, min(r.sft.micro_batch, r.sft.batch_size), round(length))
 
-# %% ../../nbs/studies/rates.ipynb #c030
+# %% ../../nbs/studies/rates.ipynb #c032
 def probe(r: Recipe, count: int = 8, progress: Callable[[str, int, int], None] = lambda *_: None) -> Probed:
     """What `count` questions of a recipe tell on this machine, measured in child processes.
 

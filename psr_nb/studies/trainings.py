@@ -170,11 +170,11 @@ def _ways(b: Basis, section: str) -> str:
     n = fitting_processes(b, section) if b.hardware.on_gpus else None
     ways = []
     if new:
-        ways.append("set " + " and ".join(f"{section}.{name}: {str(v).lower()}" for name, v in new.items()))
+        ways.append(" and ".join(f"{section}.{name}: {str(v).lower()}" for name, v in new.items()))
     if n:
         ways.append(_divided(b, n))
     larger = "larger GPUs (--gpu-memory)" if b.hardware.on_gpus else "a machine with more memory"
-    return ", or ".join(ways) or f"take {larger}"
+    return "set " + ", or ".join(ways) if ways else f"take {larger}"
 
 # %% ../../nbs/studies/trainings.ipynb #c031
 def processes_fault(b: Basis) -> str:

@@ -1,0 +1,91 @@
+"""Small trainings by name, for one process or several: `torchrun tests/train_cases.py FOLDER CASE/SHARD/HOW ...`.
+
+HOW is whole, stopped (after three updates, of which two are in a checkpoint) or resumed (what was stopped)."""
+
+import random
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+
+from psr_nb.cli.bench import made_pairs
+from psr_nb.dpo import DPOSettings, train_dpo
+from psr_nb.engine import load_tokenizer
+from psr_nb.files import packaged
+from psr_nb.sft import HardwareSettings, SFTSettings, on_hardware, train_sft
+
+SMALL = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+USUAL = dict(learning_rate=1e-3, batch_size=8, checkpoint_every=2, schedule="constant")
+LORA = dict(lora_rank=4)
+CASES = {
+    "sft padded": SFTSettings(**USUAL, micro_batch=4, epochs=3),
+    "sft packed": SFTSettings(**USUAL, pack_tokens=100, epochs=3),
+    "sft LoRA": SFTSettings(**USUAL, micro_batch=2, epochs=2, **LORA),
+    "sft checkpointing": SFTSettings(**USUAL, micro_batch=2, epochs=2, gradient_checkpointing=True),
+    "dpo trees": DPOSettings(**USUAL, beta=0.5, epochs=2, tree_tokens=120),
+    "dpo pairs": DPOSettings(**USUAL, beta=0.5, epochs=2, micro_batch=3, packing="pairs"),
+    "dpo LoRA": DPOSettings(**USUAL, beta=0.5, epochs=2, tree_tokens=120, **LORA),
+    "dpo before": DPOSettings(**USUAL, beta=0.5, epochs=2, tree_tokens=120, precompute_reference=True),
+}
+
+
+class Stop(Exception):
+    pass
+
+
+def make_model(folder):
+    "A small random model with the demo's tokenizer."
+    tok = load_tokenizer(str(packaged("models/demo-m0")))
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**SMALL, vocab_size=len(tok), max_position_embeddings=512)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    tok.save_pretrained(folder)
+
+
+def rows():
+    "22 rows of 3 to 40 ids."
+    draw = random.Random(0)
+    lengths = [(draw.randint(2, 20), draw.randint(1, 20)) for _ in range(22)]
+    return [tuple([draw.randrange(5, 60) for _ in range(n)] for n in pair) for pair in lengths]
+
+
+def pairs():
+    out = []
+    for i, L in enumerate((4, 1, 7, 3, 5, 2, 6)):
+        for p in made_pairs(L, 30, 8, 60, seed=i):
+            p.trajectory_id = f"t{i}"
+            out.append(p)
+    return out
+
+
+def stop(what, done, total):
+    if done == 3:
+        raise Stop
+
+
+def train(folder: Path, job: str, out: Path):
+    "One training, of CASE/SHARD/HOW."
+    name, shard, how = job.split("/")
+    s, base = CASES[name], str(folder / "model")
+    on_hardware(HardwareSettings(shard=shard))
+    given = {"progress": stop} if how == "stopped" else {}
+    try:
+        if name.startswith("sft"):
+            train_sft(base, rows(), out, s, **given)
+        else:
+            train_dpo(base, pairs(), out, s, **given)
+    except Stop:
+        pass
+    on_hardware(HardwareSettings())
+
+
+def main():
+    folder = Path(sys.argv[1])
+    for job in sys.argv[2:]:
+        at, _, out = job.partition("=")
+        train(folder, at, folder / out)
+
+
+if __name__ == "__main__":
+    main()
