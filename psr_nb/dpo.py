@@ -649,7 +649,7 @@ def _arguments(s: DPOSettings, out: Path, seed: int):
         remove_unused_columns=False,
     )
 
-
+# %% ../nbs/09_dpo.ipynb #c085
 def reference_first(s: DPOSettings, own: bool) -> bool:
     """Is the reference done with before training? `own`: it is a model beside the policy.
 
@@ -671,7 +671,7 @@ def _let_go(trainer, rows: list[dict]) -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
-# %% ../nbs/09_dpo.ipynb #c085
+# %% ../nbs/09_dpo.ipynb #c088
 def step_dpo_trainer(
     model: str,
     pairs: list[StepPair | LearntText],  # and texts that are learnt beside them
@@ -705,7 +705,7 @@ def step_dpo_trainer(
         _let_go(trainer, rows)
     return trainer, tokenizer, too_long
 
-# %% ../nbs/09_dpo.ipynb #c091
+# %% ../nbs/09_dpo.ipynb #c094
 def train_dpo(
     model: str,
     pairs: list[StepPair | LearntText],  # and texts that are learnt beside them
@@ -725,7 +725,7 @@ def train_dpo(
     figures = {"pairs": len(_apart(pairs)[0]) - too_long, "too_long": too_long}
     return fit(trainer, tokenizer, out, figures, progress)
 
-# %% ../nbs/09_dpo.ipynb #c095
+# %% ../nbs/09_dpo.ipynb #c098
 def averaged(models: list[str], decay: float, out: str | Path) -> None:
     "Save, at `out`, the average that begins as the first model and keeps `decay` of itself at each next one."
     net = load_model(models[0], "float32")
@@ -738,7 +738,7 @@ def averaged(models: list[str], decay: float, out: str | Path) -> None:
         net.save_pretrained(part)
         load_tokenizer(models[0]).save_pretrained(part)
 
-# %% ../nbs/09_dpo.ipynb #c110
+# %% ../nbs/09_dpo.ipynb #c113
 def _parser() -> argparse.ArgumentParser:
     about = (
         "Step-wise DPO on a file of step pairs; start it with `accelerate launch -m` for several processes."
@@ -775,6 +775,6 @@ def main(argv: list[str] | None = None) -> None:
     if rank() == 0:
         print(figures)
 
-# %% ../nbs/09_dpo.ipynb #c123
+# %% ../nbs/09_dpo.ipynb #c126
 if __name__ == "__main__" and "__file__" in globals():
     main()  # run as a module, not in a notebook

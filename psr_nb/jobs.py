@@ -202,7 +202,16 @@ def _started(log, place: Place, keep_open: tuple[int, ...]):
         pass_fds=keep_open,
     )
 
-# %% ../nbs/13_jobs.ipynb #c042
+# %% ../nbs/13_jobs.ipynb #c043
+def _event(line: bytes) -> dict:
+    "What a line says; {} for one that is no event."
+    with suppress(ValueError):
+        event = json.loads(line)
+        if isinstance(event, dict):
+            return event
+    return {}
+
+# %% ../nbs/13_jobs.ipynb #c045
 def _heard(child, job: dict, progress: Callable[[str, int, int], None]) -> dict:
     "Give a child its job and pass its progress on; the gravest event it ended with, {} if it was killed."
     with suppress(BrokenPipeError):  # it died before it read this, and its exit status says how
@@ -210,7 +219,7 @@ def _heard(child, job: dict, progress: Callable[[str, int, int], None]) -> dict:
         child.stdin.flush()
     end = {}
     for line in child.stdout:
-        event = json.loads(line)
+        event = _event(line)
         if "progress" in event:
             progress(*event["progress"])
         else:
@@ -219,7 +228,7 @@ def _heard(child, job: dict, progress: Callable[[str, int, int], None]) -> dict:
         child.wait(10)  # its own end, before it is killed
     return end
 
-# %% ../nbs/13_jobs.ipynb #c048
+# %% ../nbs/13_jobs.ipynb #c051
 def _opened(log: str | Path):
     "The open log of a job, with its folder. InputError for a pipe, which would wait for a reader."
     with saving_to(log):
@@ -232,7 +241,7 @@ def _opened(log: str | Path):
 def _nothing(what: str, done: int, total: int):
     "Progress that nobody wants to hear of."
 
-# %% ../nbs/13_jobs.ipynb #c051
+# %% ../nbs/13_jobs.ipynb #c054
 @contextmanager
 def _shared(job: dict, log: str | Path, place: Place) -> Iterator[dict]:
     "The job; for several processes with its place, and in a `file` with a `token` while it is under way."
@@ -258,7 +267,7 @@ def _until_gone(pipe, patience: float = 10):
         if not os.read(pipe.fileno(), 1 << 16):
             return
 
-# %% ../nbs/13_jobs.ipynb #c053
+# %% ../nbs/13_jobs.ipynb #c056
 @contextmanager
 def _listening(job: dict, log, place: Place, keep_open: tuple[int, ...], stopped: threading.Event | None):
     "A child for a job, known to `stop_jobs`; it is gone afterwards, with all processes of the job."
@@ -300,7 +309,7 @@ def run_job(
     how = "was stopped" if stopped and stopped.is_set() else _death(child.returncode)
     return _end(function, said, log, how)
 
-# %% ../nbs/13_jobs.ipynb #c061
+# %% ../nbs/13_jobs.ipynb #c064
 def _there(path: str) -> bool:
     "Is a file there? A file system that does not answer just now is no reason to end a training."
     try:
@@ -318,7 +327,7 @@ def _follow(path: str, parent: int):
         time.sleep(0.2)
     os.killpg(0, signal.SIGKILL)
 
-# %% ../nbs/13_jobs.ipynb #c064
+# %% ../nbs/13_jobs.ipynb #c067
 PATIENCE = 5.0  # seconds in which a network file system shows a new file
 
 
@@ -335,24 +344,28 @@ def _job_at(path: str, token: str) -> dict:
             raise InputError(f"{Path(path).parent}: {unseen}; put it on a file system that all nodes share")
         time.sleep(0.2)
 
-# %% ../nbs/13_jobs.ipynb #c067
+# %% ../nbs/13_jobs.ipynb #c070
 def rank_main():
     "Entry point of one of several processes of a job: `FILE TOKEN PARENT` are its arguments."
     file, token, parent = sys.argv[1:]
-    threading.Thread(target=_follow, args=(file, int(parent)), daemon=True).start()
     events, rank = _channel(), int(os.environ["RANK"])
 
     def say(**event):
         if rank == 0 or not {"progress", "result"} & set(event):
             _tell(events, **event)
 
-    said = _outcome(_job_at(file, token), say)
+    try:
+        job = _job_at(file, token)
+        threading.Thread(target=_follow, args=(file, int(parent)), daemon=True).start()
+        said = _outcome(job, say)
+    except InputError as e:
+        said = {"wrong": str(e)}
     if "crashed" in said:
         said = {"crashed": f"process {rank}: {said['crashed']}"}
     say(**said)
     _exit(0 if "result" in said else 1)
 
-# %% ../nbs/13_jobs.ipynb #c069
+# %% ../nbs/13_jobs.ipynb #c072
 def _port(token: str) -> int:
     "Where the nodes of a job meet: below the ports that systems give away, another one for every job."
     return 10_000 + int(token, 16) % 20_000
@@ -369,7 +382,7 @@ def _torchrun(job: dict, head: str, here: str, number: str) -> list[str]:
     rank = [*_entry("rank_main"), job["file"], token, str(os.getpid())]
     return [*where, f"--nproc-per-node={place.processes}", "--no-python", *rank]
 
-# %% ../nbs/13_jobs.ipynb #c072
+# %% ../nbs/13_jobs.ipynb #c075
 def _first_death(failures: dict) -> dict:
     "Which rank ended in what way, of torchrun's failures by rank: `killed`, or `ended` with a status."
     own = {rank: f.exitcode for rank, f in failures.items() if f.exitcode != -signal.SIGTERM}
@@ -393,14 +406,15 @@ def _ranks(job: dict, *at: str) -> dict:
         return _crash(e)
     return {}
 
-# %% ../nbs/13_jobs.ipynb #c075
+# %% ../nbs/13_jobs.ipynb #c078
 def node_main():
     "Entry point of one of several nodes: `FILE TOKEN HEAD [ADDRESS NUMBER]`; Slurm says the last two itself."
     file, token, head, *here = sys.argv[1:]
     here = here or [os.environ.get("SLURMD_NODENAME", ""), os.environ["SLURM_NODEID"]]
-    threading.Thread(target=_follow, args=(file, os.getppid()), daemon=True).start()
+    parent = os.getppid()
     try:
         job = _job_at(file, token)
+        threading.Thread(target=_follow, args=(file, parent), daemon=True).start()
         with suppress(OSError):
             os.chdir(job["cwd"])
         os.environ.update(_environment(Place(**job["place"])))
@@ -411,7 +425,7 @@ def node_main():
         print(json.dumps(said), flush=True)
     _exit(1 if said else 0)
 
-# %% ../nbs/13_jobs.ipynb #c077
+# %% ../nbs/13_jobs.ipynb #c080
 def slurm_hosts(nodes: int) -> list[str]:
     "The first so many nodes of the Slurm allocation. InputError if it has not so many."
     listed = os.environ.get("SLURM_JOB_NODELIST", "")
@@ -432,9 +446,9 @@ def _over_slurm(job: dict, place: Place) -> dict:
     step += [f"--cpus-per-task={cpus}"] if cpus else []
     command = [*step, *_entry("node_main"), job["file"], job["token"], hosts[0]]
     code = subprocess.run(command, stdin=subprocess.DEVNULL).returncode
-    return {"ended": f"ended: srun's exit status is {code}"} if code else {}
+    return {"ended": f"srun ended with exit status {code}"} if code else {}
 
-# %% ../nbs/13_jobs.ipynb #c080
+# %% ../nbs/13_jobs.ipynb #c083
 def _node_lines(job: dict, head: str, number: int) -> Iterator[bytes | int]:
     "What runs on a node of Ray: a node's process; the lines it says, and its exit status at the end."
     import ray
@@ -444,12 +458,12 @@ def _node_lines(job: dict, head: str, number: int) -> Iterator[bytes | int]:
     command = [*_entry("node_main"), job["file"], job["token"], head, here, str(number)]
     with open(job["log"] if seen else os.devnull, "ab") as log:
         node = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
-        yield from node.stdout
+        yield from (line for line in node.stdout)  # Ray sends to what it reads
         yield node.wait()
 
 
-def _passed_on(ray, nodes: list) -> dict:
-    "Hand on what the nodes say until all have ended, or one has failed; {} or how it did."
+def _passed_on(ray, nodes: list, events: int) -> dict:
+    "Hand on what the nodes say to a file until all have ended, or one has failed; {} or how it did."
     waiting = list(nodes)
     while waiting:
         [one], _ = ray.wait(waiting, num_returns=1)
@@ -459,14 +473,15 @@ def _passed_on(ray, nodes: list) -> dict:
             waiting.remove(one)
             continue
         except Exception as e:  # Ray has many kinds
-            return {"killed": f"node {nodes.index(one)} was lost ({str(e).splitlines()[0][:150]})"}
+            traceback.print_exception(e)
+            return {"killed": f"node {nodes.index(one)} was lost ({type(e).__name__})"}
         if isinstance(item, bytes):
-            os.write(1, item)
+            os.write(events, item)
         elif item:
-            return {"ended": f"ended: the exit status of node {nodes.index(one)} is {item}"}
+            return {"ended": f"node {nodes.index(one)} ended with exit status {item}"}
     return {}
 
-# %% ../nbs/13_jobs.ipynb #c082
+# %% ../nbs/13_jobs.ipynb #c085
 def _group(ray, place: Place):
     "A placement group of one bundle on each of several nodes. InputError if the cluster has not so many."
     gpus = ray.cluster_resources().get("GPU", 0)
@@ -482,8 +497,8 @@ def _group(ray, place: Place):
     return group, need
 
 
-def _over_ray(job: dict, place: Place) -> dict:
-    "Do a job on the nodes of a Ray cluster; {} or how it failed."
+def _over_ray(job: dict, place: Place, events: int) -> dict:
+    "Do a job on the nodes of a Ray cluster, which say to a file what they do; {} or how it failed."
     from psr_nb.engines.ray import connected
 
     ray = connected(place.ray)
@@ -496,9 +511,9 @@ def _over_ray(job: dict, place: Place) -> dict:
 
     head = ray.get(on_node(0, ray.util.get_node_ip_address).remote())
     nodes = [on_node(i, _node_lines, num_returns="streaming") for i in range(place.nodes)]
-    return _passed_on(ray, [node.remote(job, head, i) for i, node in enumerate(nodes)])
+    return _passed_on(ray, [node.remote(job, head, i) for i, node in enumerate(nodes)], events)
 
-# %% ../nbs/13_jobs.ipynb #c085
+# %% ../nbs/13_jobs.ipynb #c088
 def _launched(job: dict, say: partial) -> dict:
     "Do a job with several processes; what is left to say at its end."
     place = Place(**job["place"])
@@ -506,17 +521,18 @@ def _launched(job: dict, say: partial) -> dict:
         begun = _outcome(job | {"function": place.first}, say)
         if "result" not in begun:
             return begun
-    os.dup2(say.args[0].fileno(), 1)  # what the processes say goes to the parent
+    events = say.args[0].fileno()  # what the processes say goes to the parent
     try:
-        if place.nodes == 1:
-            return _ranks(job, "", "", "0")
-        return _over_ray(job, place) if place.ray else _over_slurm(job, place)
+        if place.nodes > 1 and place.ray:
+            return _over_ray(job, place, events)
+        os.dup2(events, 1)
+        return _over_slurm(job, place) if place.nodes > 1 else _ranks(job, "", "", "0")
     except InputError as e:
         return {"wrong": str(e)}
     except Exception as e:
         return _crash(e)
 
-# %% ../nbs/13_jobs.ipynb #c090
+# %% ../nbs/13_jobs.ipynb #c093
 def progress_bar(unit: str) -> Callable[..., None]:
     "A progress function with a tqdm bar for each thing that it is told of, counted in units."
     from tqdm.auto import tqdm

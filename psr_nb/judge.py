@@ -12,7 +12,7 @@ __all__ = ['Shown', 'Policy', 'TOO_LONG', 'Asking', 'HIGHEST', 'winner', 'wins',
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, replace
 from itertools import combinations, permutations
 from typing import Annotated, Literal, TypeVar
@@ -22,7 +22,17 @@ from pydantic import Field
 
 from .engine import generate
 from .prompts import Domain, check_tokenizer
-from .records import Completion, EFTRow, InputError, Judgement, Number, Request, Sampling, settings
+from psr_nb.records import (
+    Completion,
+    EFTRow,
+    InputError,
+    Judgement,
+    Number,
+    Request,
+    Sampling,
+    Vote,
+    settings,
+)
 from .texts.chat import prompt_ids
 from .texts.labels import labels_in
 from .texts.tokens import ids_after, ids_before
@@ -37,11 +47,14 @@ def winner(j: Judgement) -> int | None:
 
 
 def wins(n: int, judgements: list[Judgement]) -> list[float]:
-    "Comparisons won by each of n candidates; an abstention is a win for neither."
+    """Comparisons won by each of n candidates; an abstention is a win for neither.
+
+    Of a comparison with several votes each wins its share of them."""
     score = [0.0] * n
     for j in judgements:
-        if j.verdict:
-            score[winner(j)] += 1
+        for verdict in [v.verdict for v in j.votes] or [j.verdict]:
+            if verdict:
+                score[j.a if verdict == "A" else j.b] += 1 / max(1, len(j.votes))
     return score
 
 # %% ../nbs/04_judge.ipynb #c009
@@ -265,6 +278,17 @@ class JudgeSettings:
     temperature: Annotated[Number, Field(ge=0, le=100)] = 0.0  # 0 is greedy
     top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
     max_tokens: Annotated[int, Field(ge=1, le=10**6)] = 256  # for one explanation with its verdict
+    votes: Annotated[int, Field(ge=1, le=1000)] = (
+        1  # verdicts sampled of each comparison; its score is their share
+    )
+
+    def __post_init__(self):
+        if self.votes > 1 and self.verdict != "explained":
+            share = "it has a probability, which the share of ever more votes comes to"
+            raise InputError(f"votes: a {self.verdict} verdict takes one; {share}")
+        if self.votes > 1 and not self.temperature:
+            alike = f"{self.votes} verdicts at temperature 0 are one, {self.votes} times"
+            raise InputError(f"votes: {alike}; set judge.temperature, for example to 0.7")
 
 
 def policy_for(n: int, s: JudgeSettings) -> Policy:
@@ -302,7 +326,7 @@ def judge_requests(
     "One request for each pair in `asked`; `seed(a, b)` gives its seed."
     s, domain = setup.settings, setup.domain
     check_tokenizer(setup.tokenizer, domain)
-    shared = Sampling(1, s.temperature, s.top_p, s.max_tokens)
+    shared = Sampling(s.votes, s.temperature, s.top_p, s.max_tokens)
     steps = [defused(x) for x in steps]
     texts = [defused(x) for x in texts]
     requests = []
@@ -316,14 +340,20 @@ def judge_requests(
 TOO_LONG = "(the comparison does not fit the model's context)"
 
 
-def _sent(requests: list[Request | None], context: int) -> Generator:
-    "Send those requests that fit; the completion of each, None where there was none to send."
+def _heard(requests: list[Request | None], context: int) -> Generator:
+    "Send those requests that fit; the completions of each, none where there was none to send."
     fits = [r is not None and len(r.prompt_ids) < context for r in requests]
     if not any(fits):
-        return [None] * len(requests)
+        return [[] for _ in requests]
     received = yield [r for r, fit in zip(requests, fits, strict=True) if fit]
     completions = iter(received)
-    return [next(completions)[0] if fit else None for fit in fits]
+    return [next(completions) if fit else [] for fit in fits]
+
+
+def _sent(requests: list[Request | None], context: int) -> Generator:
+    "The same for one completion of each request, None where there was none to send."
+    heard = yield from _heard(requests, context)
+    return [completions[0] if completions else None for completions in heard]
 
 # %% ../nbs/04_judge.ipynb #c058
 def _written_judgement(shown: Shown, c: Completion | None) -> Judgement:
@@ -344,6 +374,18 @@ def _scored_judgement(shown: Shown, explanation: str, c: Completion | None) -> J
     return Judgement(*shown, verdict, f"{explanation} [[{verdict}]]", c.logprobs)
 
 # %% ../nbs/04_judge.ipynb #c061
+def _voted_judgement(shown: Shown, completions: list[Completion]) -> Judgement:
+    "The judgement of several sampled verdicts of one comparison."
+    if not completions:
+        return Judgement(*shown, None, TOO_LONG)
+    votes = [Vote(c.ids, read_verdict(c.text)) for c in completions]
+    said = [v.verdict for v in votes]
+    for_a, for_b = said.count("A"), said.count("B")
+    verdict = None if for_a == for_b else "A" if for_a > for_b else "B"
+    text = completions[said.index(verdict) if verdict in said else 0].text
+    return Judgement(*shown, verdict, text, votes=votes)
+
+# %% ../nbs/04_judge.ipynb #c064
 Asking = Generator[list[Request], list[list[Completion]], _T]  # yields requests, returns a _T
 
 
@@ -384,13 +426,16 @@ def judged(
     if setup.settings.verdict == "short":
         without = [[] for _ in asked]
         return (yield from _scored(setup, asked, requests, without))
+    if setup.settings.votes > 1:
+        heard = yield from _heard(requests, setup.context)
+        return [_voted_judgement(shown, said) for shown, said in zip(asked, heard, strict=True)]
     written = yield from _sent(requests, setup.context)
     if setup.settings.verdict == "explained":
         return [_written_judgement(shown, c) for shown, c in zip(asked, written, strict=True)]
     explanations = [None if c is None else explanation_ids(setup.tokenizer, c) for c in written]
     return (yield from _scored(setup, asked, requests, explanations))
 
-# %% ../nbs/04_judge.ipynb #c064
+# %% ../nbs/04_judge.ipynb #c067
 def judge_step(
     setup: JudgeSetup,
     question: str,
@@ -409,7 +454,7 @@ def judge_step(
         except StopIteration as end:
             return judgements, end.value
 
-# %% ../nbs/04_judge.ipynb #c067
+# %% ../nbs/04_judge.ipynb #c070
 def judge_with(
     engine,
     setup: JudgeSetup,
@@ -422,16 +467,20 @@ def judge_with(
     judging = judge_step(setup, question, steps, texts, seed)
     return run_with(judging, lambda requests: generate(engine, requests))
 
-# %% ../nbs/04_judge.ipynb #c076
-def judge_stats(steps: list[list[Judgement]]) -> dict:
+# %% ../nbs/04_judge.ipynb #c081
+def judge_stats(steps: Iterable[list[Judgement]]) -> dict:
     """Counts over the judgements of many steps, with swap-consistency and position bias.
 
-    `both_orders` counts the pairs shown in both orders, `consistent` those with the same winner in both."""
+    `both_orders` counts the pairs shown in both orders, `consistent` those with the same winner in both. Where
+    comparisons have several votes, `vote_agreement` is the share of these that say what the majority says."""
     c = dict.fromkeys(("comparisons", "abstained", "said_a", "both_orders", "consistent"), 0)
+    votes = Counter()
     for judgements in steps:
         c["comparisons"] += len(judgements)
         c["abstained"] += sum(j.verdict is None for j in judgements)
         c["said_a"] += sum(j.verdict == "A" for j in judgements)
+        for j in judgements:
+            votes.update(v.verdict == j.verdict is not None for v in j.votes)
         won = {(j.a, j.b): winner(j) for j in judgements}
         for a, b in won:
             if a < b and (b, a) in won:
@@ -441,9 +490,10 @@ def judge_stats(steps: list[list[Judgement]]) -> dict:
     read = c["comparisons"] - c["abstained"]
     c["swap_consistency"] = c["consistent"] / c["both_orders"] if c["both_orders"] else None
     c["position_bias"] = c["said_a"] / read if read else None
-    return c
+    n = votes.total()
+    return c | ({"votes": n, "vote_agreement": votes[True] / n} if n else {})
 
-# %% ../nbs/04_judge.ipynb #c080
+# %% ../nbs/04_judge.ipynb #c085
 HIGHEST = 5  # score of a solution; the lowest is 0, as in Yuan et al. 2024
 
 
@@ -453,7 +503,7 @@ def read_score(text: str, mark: str) -> float | None:
     score = float(found[-1]) if found else None
     return score if score is not None and score <= HIGHEST else None
 
-# %% ../nbs/04_judge.ipynb #c083
+# %% ../nbs/04_judge.ipynb #c088
 @dataclass
 class ScoreRow:
     "A solution so far, and the score that a model is to learn to give it."
@@ -474,7 +524,7 @@ def _right(r: EFTRow, domain: Domain) -> list[bool]:
         right[k] = right[k] if known is None else known
     return right
 
-# %% ../nbs/04_judge.ipynb #c086
+# %% ../nbs/04_judge.ipynb #c091
 def score_rows(rows: list[EFTRow], domain: Domain) -> list[ScoreRow]:
     "One row a judgement: its solution so far with candidate A, worth 5 times its share of right steps."
     out = []
@@ -484,7 +534,7 @@ def score_rows(rows: list[EFTRow], domain: Domain) -> list[ScoreRow]:
         out.append(ScoreRow(r.id, r.question, steps, HIGHEST * sum(right) // len(right), words))
     return out
 
-# %% ../nbs/04_judge.ipynb #c089
+# %% ../nbs/04_judge.ipynb #c094
 def score_ids(tokenizer, mark: str) -> tuple[list[int], tuple[int, ...]]:
     "(ids that open a score, the six ids with which it then says 0 to 5). InputError if there are none."
     written = [ids_after(tokenizer, ".", f"\n{mark} {score}") for score in range(HIGHEST + 1)]
@@ -514,7 +564,7 @@ def score_requests(
         requests.append(Request(prompt_ids(setup.tokenizer, prompt), sampling))
     return requests
 
-# %% ../nbs/04_judge.ipynb #c092
+# %% ../nbs/04_judge.ipynb #c097
 def _before_mark(tokenizer, c: Completion, mark: str) -> list[int]:
     "The ids of a reply before its last mark, the end-of-text id left out."
     ids = c.ids[:-1] if c.finish_reason == "eos" else c.ids
@@ -542,7 +592,7 @@ def _mean_scores(
         texts.append(f"{said}\n{setup.domain.rubric.mark} {scores[-1]:.2f}" if c else TOO_LONG)
     return texts, scores
 
-# %% ../nbs/04_judge.ipynb #c096
+# %% ../nbs/04_judge.ipynb #c101
 def score_solutions(
     setup: JudgeSetup,
     question: str,

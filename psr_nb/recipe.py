@@ -213,7 +213,27 @@ def domain_named(name: str) -> Domain:
         raise InputError(f"domain: {name!r} is no Domain but {type(found).__name__}")
     return found
 
-# %% ../nbs/12_recipe.ipynb #c036
+# %% ../nbs/12_recipe.ipynb #c037
+def _refuse_together(r: Recipe):
+    "InputError for settings of several sections that don't go together."
+    if r.dpo.rehearsal and r.start != "M0":
+        raise InputError(
+            "dpo.rehearsal: a run that starts with M1 has no IFT rows; set it to 0, or start with M0"
+        )
+    judge, pairs = r.judge, r.pairs
+    in_both = judge.policy == "round robin" and judge.orders == "both"
+    if pairs.judgements != "off" and not (in_both and judge.votes > 1):
+        needs = "judge.votes of at least 2 and a round robin in both orders"
+        raise InputError(f"pairs.judgements: {pairs.judgements} needs {needs}; set them, or leave it off")
+    if r.match_pairs and (pairs.judgements != "off" or "M1" in pairs.judges_agree):
+        later = "pairs.judgements, or M1 in pairs.judges_agree, changes their number after the searches"
+        raise InputError(f"match_pairs: {later}; leave one of them out")
+    other = [arm for arm in r.arms if arm_of(arm).scorer == "judge" and arm_of(arm).model]
+    if pairs.judges_agree and other:
+        said = f"in the arm {other[0]} another model judges than the one that searches"
+        raise InputError(f"pairs.judges_agree: {said}; leave one of them out")
+
+# %% ../nbs/12_recipe.ipynb #c039
 MOST_ITERATIONS = 1000
 
 
@@ -239,9 +259,10 @@ def as_recipe(row: dict) -> Recipe:
         raise InputError(f"sft.batch_size: {said}")
     refuse_unreadable(Solving(domain_named(r.domain), r.evaluate))
     _refuse_blind_stop(r)
+    _refuse_together(r)
     return r
 
-# %% ../nbs/12_recipe.ipynb #c041
+# %% ../nbs/12_recipe.ipynb #c044
 OF_THE_MACHINE = (
     "parallel",
     *(f"hardware.{name}" for name in ("gpus", "nodes", "shard")),
@@ -262,7 +283,7 @@ def without_machine(row: dict, prefix: str = "") -> dict:
         out[name] = without_machine(value, f"{prefix}{name}.") if isinstance(value, dict) else value
     return out
 
-# %% ../nbs/12_recipe.ipynb #c046
+# %% ../nbs/12_recipe.ipynb #c050
 LONGEST_YAML = 50_000  # characters of a text, and of what it stands for with its references written out
 
 
@@ -282,7 +303,7 @@ def _written_out(node, sizes: dict[int, float]) -> float:
         sizes[key] = own + sum(_written_out(part, sizes) for part in _parts(node))
     return sizes[key]
 
-# %% ../nbs/12_recipe.ipynb #c050
+# %% ../nbs/12_recipe.ipynb #c054
 def _refuse_twice(node, where: str):
     "InputError for a key that a YAML mapping has twice, at any depth of a node without circles."
     seen = set()
@@ -296,7 +317,7 @@ def _refuse_twice(node, where: str):
     for part in _parts(node):
         _refuse_twice(part, where)
 
-# %% ../nbs/12_recipe.ipynb #c053
+# %% ../nbs/12_recipe.ipynb #c057
 def yaml_value(text: str | bytes, where: str):
     "The plain value of some YAML. InputError, beginning with `where`, for no YAML or a bomb of references."
     hint = f"it should be at most {LONGEST_YAML:,} characters, with its references written out"
@@ -317,7 +338,7 @@ def yaml_value(text: str | bytes, where: str):
         finally:
             loader.dispose()
 
-# %% ../nbs/12_recipe.ipynb #c059
+# %% ../nbs/12_recipe.ipynb #c063
 def recipes() -> dict[str, Path]:
     "The recipes that ship with psr_nb, by name."
     return {p.stem: p for p in sorted(packaged("recipes").glob("*.yaml"))}
@@ -333,7 +354,7 @@ def _set(row: dict, name: str, value):
             raise InputError(f"{'.'.join(sections[:n])}: expected settings, not {at!r}")
     at[last] = value
 
-# %% ../nbs/12_recipe.ipynb #c062
+# %% ../nbs/12_recipe.ipynb #c066
 def recipe_value(path: str | Path):
     "The plain value of a YAML file. InputError, before it is read, for one too large to be a recipe."
     refuse_irregular(path)
@@ -359,7 +380,7 @@ def load_recipe(source: str, /, **changes) -> Recipe:
         _set(row, name, value)
     return as_recipe(row)
 
-# %% ../nbs/12_recipe.ipynb #c068
+# %% ../nbs/12_recipe.ipynb #c072
 def _in_json_schema(value):
     "pydantic's names of the bounds of a `Number`, which it leaves as they are, as JSON Schema has them."
     names = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum"}

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LONGEST_MESSAGE', 'SCHEMA', 'Number', 'one_line', 'InputError', 'why_unread', 'reading', 'refuse_irregular',
            'input_bytes', 'json_file', 'Problem', 'IFTRow', 'EFTRow', 'Sampling', 'Request', 'Completion', 'Candidate',
-           'Judgement', 'Step', 'Trajectory', 'StepPair', 'LearntText', 'as_record', 'as_row', 'nearest', 'settings',
-           'as_settings']
+           'Vote', 'Judgement', 'Step', 'Trajectory', 'StepPair', 'LearntText', 'as_record', 'as_row', 'nearest',
+           'settings', 'as_settings']
 
 # %% ../nbs/00_records.ipynb #c002
 import dataclasses
@@ -209,6 +209,14 @@ class Candidate:
 
 
 @dataclass
+class Vote:
+    "One of several sampled verdicts of a comparison."
+
+    ids: list[int]  # what the judge said, verdict included
+    verdict: str | None  # "A", "B" or None
+
+
+@dataclass
 class Judgement:
     "One verdict, with the judge's own words."
 
@@ -217,6 +225,7 @@ class Judgement:
     verdict: str | None  # "A", "B" or None (abstained)
     text: str
     logprobs: list[float] | None = None  # of A and of B at the verdict, where it is scored instead of written
+    votes: list[Vote] = field(default_factory=list)  # if several were sampled; `verdict` is the majority's
 
 # %% ../nbs/00_records.ipynb #c045
 @dataclass
@@ -363,6 +372,7 @@ _LATER = (
     "ended_otherwise",
     "said",
     "weight",
+    "votes",
 )  # fields that are left out of files while they are empty
 
 

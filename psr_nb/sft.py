@@ -140,10 +140,10 @@ class SFTSettings(TrainSettings):
 class HardwareSettings:
     """The machine of a training: processes, how the model is divided among them, and types.
 
-    Matrices are multiplied in bfloat16 on a GPU and in float32 on a CPU, whatever `dtype` is. With `dtype`
-    bfloat16 the weights in training, their gradients and both of Adam's moments are bfloat16: 8 bytes a weight
-    instead of 16. A bfloat16 has 8 significant bits, so that an update smaller than 1/256 of a weight is rounded
-    away or to a whole last bit; a learning rate of 1e-6 or less, as the paper's, then changes few weights."""
+    On a GPU matrices are multiplied in bfloat16, whatever `dtype` is. With `dtype` bfloat16 the weights in
+    training, their gradients and both moments of AdamW are bfloat16: 8 bytes a weight instead of 16. It has 8
+    significant bits, so that an update of less than about 1/512 of a weight is rounded away: at a learning
+    rate of 1e-6, as the paper's, few weights change. With LoRA only what is not trained is bfloat16."""
 
     gpus: Annotated[int, Field(ge=1, le=1024)] | None = None  # processes a node; None is every visible GPU
     nodes: Annotated[int, Field(ge=1, le=4096)] = 1
@@ -487,10 +487,13 @@ def _merged_anew(model):
     learnt = gathered(get_peft_model_state_dict(model, save_embedding_layers=False))
     if rank():
         return model
-    whole = load_model(model.config._name_or_path, on_hardware().dtype, "cpu")
+    inner = model.get_base_model()
+    whole = load_model(inner.config._name_or_path, on_hardware().dtype, "cpu")
     whole = get_peft_model(whole, model.peft_config["default"])
     set_peft_model_state_dict(whole, learnt)
-    return whole.merge_and_unload()
+    whole = whole.merge_and_unload()
+    whole.config, whole.as_loaded = inner.config, getattr(inner, "as_loaded", {})
+    return whole
 
 
 def _plain_model(trainer):
@@ -504,7 +507,7 @@ def _plain_model(trainer):
         return model.merge_and_unload(), None
     return model, state
 
-
+# %% ../nbs/07_sft.ipynb #c083
 def _as_type(state: dict, weights: set[str], dtype: torch.dtype) -> dict:
     "The same state with those tensors that are weights in another type; what was one tensor stays one."
     cast = {}
@@ -535,7 +538,7 @@ def _save(out: Path, model, state: dict | None, tokenizer, texts: dict[str, str]
         for name, text in texts.items():
             write_whole(part / name, text)
 
-# %% ../nbs/07_sft.ipynb #c085
+# %% ../nbs/07_sft.ipynb #c088
 def work_of(out: str | Path) -> Path:
     "The folder of a training's checkpoints, beside the model that it makes."
     return Path(f"{out}.training")
@@ -555,7 +558,7 @@ def done_before(out: str | Path) -> dict | None:
         shutil.rmtree(work_of(out), ignore_errors=True)
     return json_file(out / "training.json")
 
-# %% ../nbs/07_sft.ipynb #c088
+# %% ../nbs/07_sft.ipynb #c091
 @contextlib.contextmanager
 def in_memory(trainer) -> Iterator[None]:
     "Turns an error for want of memory into an InputError that names what to lower."
@@ -566,7 +569,7 @@ def in_memory(trainer) -> Iterator[None]:
         way = f"lower {less}, set gradient_checkpointing, or divide the model with hardware.shard: fsdp"
         raise InputError(f"process {rank()} ran out of memory on {own_device()} in training; {way}") from e
 
-# %% ../nbs/07_sft.ipynb #c091
+# %% ../nbs/07_sft.ipynb #c094
 def fit(trainer, tokenizer, out: Path, facts: dict, progress: Progress) -> dict:
     """Train, from the last whole checkpoint if there is one, and save model, loss curve and figures at `out`
     in one move. The figures are `facts`, the number of updates, and the first and the last loss."""
@@ -591,7 +594,7 @@ def fit(trainer, tokenizer, out: Path, facts: dict, progress: Progress) -> dict:
     trainer.accelerator.wait_for_everyone()
     return facts
 
-# %% ../nbs/07_sft.ipynb #c095
+# %% ../nbs/07_sft.ipynb #c098
 _NO_BORDER = 1 << 60
 
 
@@ -610,7 +613,7 @@ def _keeps_apart(net, data) -> bool:
     two = _two(data, length_border(net.config) or _NO_BORDER)
     return len(two) < 2 or agrees(net, _one_row([_joined(two)]), fused=False)
 
-# %% ../nbs/07_sft.ipynb #c098
+# %% ../nbs/07_sft.ipynb #c101
 def _plain(trainer):
     "The causal language model in training, without PEFT's wrapper."
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -633,7 +636,7 @@ def _by_row_if_needed(trainer, longest: int) -> None:
     warnings.warn(f"{why}. Such rows go through the model one by one, which is slower", stacklevel=2)
     learn_rows(model, border)
 
-# %% ../nbs/07_sft.ipynb #c101
+# %% ../nbs/07_sft.ipynb #c104
 def _pack(data, lengths: list[int], s: SFTSettings, path: Path) -> tuple:
     "(packed rows on disk, arguments of SFTConfig that make batches of them)."
     packs, parts = _packs(lengths, s.pack_tokens), data.data.to_batches()
@@ -659,7 +662,7 @@ def _padded(s: SFTSettings) -> dict:
         train_sampling_strategy="group_by_length",
     )
 
-# %% ../nbs/07_sft.ipynb #c104
+# %% ../nbs/07_sft.ipynb #c107
 class _Routed:
     "For an SFTTrainer: adds the loss that balances routers."
 
@@ -676,7 +679,7 @@ class _Routed:
         counts = world() * (inputs["labels"] != -100).any()  # gradients are averaged over the processes
         return loss + counts * self.router_weight * balance / parts
 
-# %% ../nbs/07_sft.ipynb #c108
+# %% ../nbs/07_sft.ipynb #c111
 def own_turns(batches: list[dict], rank: int, world: int) -> list[dict | None]:
     "As many turns as there are batches: None, then those of process `rank` of `world`, each has as many."
     mine = batches[rank::world]
@@ -707,7 +710,7 @@ class _Turns:
         "What transformers estimates of a turn."
         return 0 if inputs is None else super().floating_point_ops(inputs)
 
-# %% ../nbs/07_sft.ipynb #c112
+# %% ../nbs/07_sft.ipynb #c115
 class _Order(torch.utils.data.Sampler):
     "The order of an epoch by transformers' sampler `inner`: the same in all processes, and when resumed."
 
@@ -757,7 +760,7 @@ def _trainer_class():
 
     return type("LaunchedSFTTrainer", (_Routed, _Turns, _Ordered, Launched, SFTTrainer), {})
 
-# %% ../nbs/07_sft.ipynb #c116
+# %% ../nbs/07_sft.ipynb #c119
 def _collator(s: SFTSettings, tokenizer, vocabulary: int):
     "What makes a batch of rows; None leaves it to TRL, which pads with the tokenizer's own id."
     if s.pack_tokens:
@@ -769,7 +772,7 @@ def _collator(s: SFTSettings, tokenizer, vocabulary: int):
 
     return DataCollatorForLanguageModeling(pad_token_id=pad)
 
-# %% ../nbs/07_sft.ipynb #c120
+# %% ../nbs/07_sft.ipynb #c123
 def _sft_trainer(net, tokenizer, ids: Iterable[IdRow], out: Path, s: SFTSettings, seed: int) -> tuple:
     "(trainer, figures of its rows)."
     from trl import SFTConfig
@@ -801,7 +804,7 @@ def _sft_trainer(net, tokenizer, ids: Iterable[IdRow], out: Path, s: SFTSettings
         trainer.routers, trainer.router_weight = Routers(_plain(trainer)), s.router_aux_loss_coef
     return trainer, figures
 
-# %% ../nbs/07_sft.ipynb #c124
+# %% ../nbs/07_sft.ipynb #c127
 def train_sft(
     model: str,  # folder or hub id
     ids: Iterable[IdRow],  # may be an iterator: rows are looked at once
@@ -823,7 +826,7 @@ def train_sft(
     trainer, figures = _sft_trainer(net, tokenizer, ids, out, s, seed)
     return fit(trainer, tokenizer, out, figures, progress)
 
-# %% ../nbs/07_sft.ipynb #c136
+# %% ../nbs/07_sft.ipynb #c139
 def command_settings(cls: type, assignments: list[str]) -> tuple:
     "(settings of class `cls`, those of the hardware) from `--set` arguments. InputError for a wrong one."
     given, hardware = {}, {}
@@ -844,7 +847,7 @@ def _domain(name: str) -> Domain:
             f"--domain: {name!r} is neither math nor arithmetic, nor can it be imported ({e})"
         ) from e
 
-# %% ../nbs/07_sft.ipynb #c139
+# %% ../nbs/07_sft.ipynb #c142
 def _file_rows(paths: list[str]) -> tuple[list[IFTRow], list[EFTRow]]:
     "(solutions, judgements) of JSONL files. InputError names a bad row."
     found = {IFTRow: [], EFTRow: []}
@@ -866,7 +869,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--set", action="append", default=[], metavar="SETTING=VALUE", help=how)
     return p
 
-# %% ../nbs/07_sft.ipynb #c141
+# %% ../nbs/07_sft.ipynb #c144
 def _train_files(args: argparse.Namespace) -> dict:
     "What the command does; figures of the training."
     from psr_nb.engine import load_tokenizer
@@ -895,6 +898,6 @@ def main(argv: list[str] | None = None) -> None:
     if rank() == 0:
         print(figures)
 
-# %% ../nbs/07_sft.ipynb #c148
+# %% ../nbs/07_sft.ipynb #c151
 if __name__ == "__main__" and "__file__" in globals():
     main()  # run as a module, not in a notebook

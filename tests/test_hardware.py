@@ -48,7 +48,8 @@ def added(where, progress):
 PARENT = """
 import sys
 from psr_nb.jobs import Place, run_job
-place = Place(processes=2, nodes=int(sys.argv[2]))
+processes, nodes, ray = sys.argv[2:]
+place = Place(processes=int(processes), nodes=int(nodes), ray=ray or None)
 run_job("toy_of_many:asleep", {"where": sys.argv[1]}, sys.argv[1] + "/jobs.log", place=place)
 """
 
@@ -101,15 +102,18 @@ def running(pid: int) -> bool:
     return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
-def sleeping(folder: Path, ranks: int, nodes: int = 1) -> tuple[subprocess.Popen, list[int], list[int]]:
+def sleeping(folder: Path, place: Place) -> tuple[subprocess.Popen, list[int], list[int]]:
     "(a process whose job of several ranks is under way, their pids, pids of what started them)."
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, folder, str(nodes)], stderr=subprocess.PIPE)
-    files = [folder / str(rank) for rank in range(ranks)]
+    where = [folder, str(place.processes), str(place.nodes), place.ray or ""]
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, *where], stderr=subprocess.PIPE)
+    files = [folder / str(rank) for rank in range(place.processes * place.nodes)]
     until = time.time() + 120
     while not all(f.exists() and f.stat().st_size for f in files):
         assert time.time() < until and parent.poll() is None, parent.stderr.read()
         time.sleep(0.1)
     pids = [list(map(int, f.read_text().split())) for f in files]
+    for f in files:
+        f.unlink()
     return parent, [own for own, _ in pids], [above for _, above in pids]
 
 
@@ -121,7 +125,7 @@ def refuse_running(pids: list[int], within: float = 10):
 
 
 def test_a_killed_parent_leaves_no_process_running(toy):
-    parent, ranks, above = sleeping(toy, 2)
+    parent, ranks, above = sleeping(toy, Place(processes=2))
     parent.kill()
     refuse_running(ranks + above)
     assert not list(toy.glob("job.*.part"))
@@ -129,13 +133,11 @@ def test_a_killed_parent_leaves_no_process_running(toy):
 
 @pytest.mark.slow
 def test_a_killed_launcher_and_a_ctrl_c_leave_no_process_running(toy):
-    parent, ranks, above = sleeping(toy, 2)
+    parent, ranks, above = sleeping(toy, Place(processes=2))
     os.kill(above[0], signal.SIGKILL)
     refuse_running(ranks)
     assert b"asleep was killed, by someone or for want of memory" in parent.communicate()[1]
-    for rank in "01":
-        (toy / rank).unlink()
-    parent, ranks, above = sleeping(toy, 2)
+    parent, ranks, above = sleeping(toy, Place(processes=2))
     parent.send_signal(signal.SIGINT)
     parent.wait()
     assert not any(map(running, ranks + above))  # not even for a moment
@@ -155,7 +157,7 @@ def test_nodes_of_a_slurm_allocation(toy, slurm, monkeypatch):
     place, heard = Place(processes=2, nodes=2), []
     got = run_job("toy_of_many:added", {"where": ""}, toy / "jobs.log", lambda *x: heard.append(x), place)
     assert got == [1111, os.getcwd()] and heard == [("adding", 1, 1)]
-    parent, ranks, above = sleeping(toy, 4, nodes=2)
+    parent, ranks, above = sleeping(toy, place)
     parent.kill()
     refuse_running(ranks + above)
     monkeypatch.setenv("BLIND", "1")
@@ -163,20 +165,34 @@ def test_nodes_of_a_slurm_allocation(toy, slurm, monkeypatch):
         run_job("toy_of_many:added", {"where": ""}, toy / "jobs.log", place=place)
 
 
-@pytest.mark.slow
-def test_nodes_of_a_ray_cluster(toy):
-    pytest.importorskip("ray")
+def two_raylets(tries: int = 3):
+    "(a Ray cluster, its two nodes besides the head); a busy machine starts them too slowly for Ray."
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=1)
+        return cluster, [cluster.add_node(num_cpus=1) for _ in range(2)]
+    except Exception:
+        cluster.shutdown()
+        if tries == 1:
+            raise
+        return two_raylets(tries - 1)
+
+
+@pytest.mark.slow
+def test_nodes_of_a_ray_cluster(toy):
+    pytest.importorskip("ray")
+    cluster, nodes = two_raylets()
+    try:
         place = Place(processes=1, nodes=2, ray=cluster.address)
         got = run_job("toy_of_many:added", {"where": ""}, toy / "jobs.log", place=place)
         assert got == [11, os.getcwd()]
+        parent, ranks, above = sleeping(toy, place)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        assert b"asleep: node 0 was lost" in parent.communicate()[1].replace(b"node 1", b"node 0")
+        refuse_running(ranks + above)
         three = Place(processes=1, nodes=3, ray=cluster.address)
-        with pytest.raises(InputError, match="hardware.nodes: 3 nodes .* the Ray cluster has 2 of that size"):
+        with pytest.raises(InputError, match="hardware.nodes: 3 nodes .* the Ray cluster has 1 of that size"):
             run_job("toy_of_many:added", {"where": ""}, toy / "jobs.log", place=three)
     finally:
         cluster.shutdown()

@@ -145,11 +145,11 @@ def of_length(t: Trajectory, times: int) -> Trajectory:
 
 
 def test_length_is_penalised_and_limited():
-    rows = [of_length(t, 3) for t in copy.deepcopy(trajectories())]
+    rows = [of_length(t, 1 + 2 * (i % 2)) for i, t in enumerate(copy.deepcopy(trajectories()))]
     free, table = make_pairs(rows)
     short, counted = make_pairs(rows, PairSettings(length_penalty=0.15))
     tokens = [sum(len(p.chosen_ids) for p in pairs) / len(pairs) for pairs in (free, short)]
-    assert tokens[1] < tokens[0] and 0 < counted["of them, chosen by length"] < len(short)
+    assert tokens[1] < tokens[0] and counted["of them, chosen by length"] > 0
     assert all(p.margin > 0 for p in short) and counted["pairs"] == len(short)
     assert counted["pairs"] + counted.get("tied by length", 0) == table["pairs"] == len(free)
     near, limited = make_pairs(rows, PairSettings(max_length_ratio=2.5))

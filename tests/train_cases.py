@@ -1,8 +1,11 @@
-"""Small trainings by name, for one process or several: `torchrun tests/train_cases.py FOLDER CASE/SHARD/HOW ...`.
+"""Small trainings by name, for one process or several: `torchrun tests/train_cases.py FOLDER JOB=OUT ...`.
 
-HOW is whole, stopped (after three updates, of which two are in a checkpoint) or resumed (what was stopped)."""
+A job is CASE/SHARD/HOW. HOW is whole, stopped (after five updates, of which four are in a checkpoint: in the
+middle of the second epoch), killed (so too, but by a signal), or resumed, which goes on with what was stopped."""
 
+import os
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -60,8 +63,13 @@ def pairs():
 
 
 def stop(what, done, total):
-    if done == 3:
+    if done == 5:
         raise Stop
+
+
+def kill(what, done, total):
+    if done == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def train(folder: Path, job: str, out: Path):
@@ -69,7 +77,7 @@ def train(folder: Path, job: str, out: Path):
     name, shard, how = job.split("/")
     s, base = CASES[name], str(folder / "model")
     on_hardware(HardwareSettings(shard=shard))
-    given = {"progress": stop} if how == "stopped" else {}
+    given = {"progress": {"stopped": stop, "killed": kill}[how]} if how in ("stopped", "killed") else {}
     try:
         if name.startswith("sft"):
             train_sft(base, rows(), out, s, **given)

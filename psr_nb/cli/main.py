@@ -87,7 +87,7 @@ def _go(recipe, out: str):
     print(f"report: {Path(out) / 'report.html'}")
     _end_by_gates(done)
 
-
+# %% ../../nbs/cli/main.ipynb #c019
 def _end_by_gates(done):
     "End the program with exit code 3 where a gate has stopped an arm; the run has said why."
     from psr_nb.run import why_ended
@@ -99,7 +99,7 @@ def _end_by_gates(done):
         print(f"psr_nb: stopped by gates: {arms}; why, and what to do, is said {where}", file=sys.stderr)
         raise SystemExit(3)
 
-# %% ../../nbs/cli/main.ipynb #c021
+# %% ../../nbs/cli/main.ipynb #c022
 PLANTED = (
     "The demo's weakness is planted: its model learned from hasty solutions that drop carries and from "
     "checks that do\nnot, so it judges better than it writes. The loop shows that this skill is elicited, "
@@ -121,7 +121,7 @@ def _add_demo(add):
     c.add_argument("--out", default="runs/demo", help="run folder (default %(default)s)")
     c.add_argument("--seed", type=SEED, default=0)
 
-# %% ../../nbs/cli/main.ipynb #c024
+# %% ../../nbs/cli/main.ipynb #c025
 def run_recipe(args):
     "psr_nb run"
     from psr_nb.recipe import load_recipe
@@ -155,9 +155,10 @@ def _add_run(add):
         help="change one setting; may be repeated",
     )
 
-# %% ../../nbs/cli/main.ipynb #c027
+# %% ../../nbs/cli/main.ipynb #c028
 def sweep_recipe(args):
     "psr_nb sweep"
+    from psr_nb.dashboard.sweeps import sweep_json
     from psr_nb.studies.plan import check_run
     from psr_nb.studies.sweep import Sweep, over_settings, recipes_of, run_sweep, seed_list
 
@@ -171,18 +172,9 @@ def sweep_recipe(args):
         if recipe.seed == seeds[0]:
             check_run(recipe)
     done = run_sweep(wanted, args.parallel)
+    if args.json:
+        return print(json.dumps(sweep_json(done.path)))
     _report_sweep(done.path)
-
-
-def _report_sweep(path: str | Path, out: str | None = None):
-    "Print a sweep's table and write its page."
-    from psr_nb.dashboard.sweeps import sweep_html, sweep_json, sweep_text
-    from psr_nb.files import write_whole
-
-    print(sweep_text(sweep_json(path)))
-    page = Path(out or Path(path) / "report.html")
-    write_whole(page, sweep_html(path))
-    print(f"report: {page}")
 
 
 def _add_sweep(add):
@@ -197,8 +189,9 @@ def _add_sweep(add):
     c.add_argument("--set", action="append", default=[], metavar="SECTION.SETTING=VALUE", help=change)
     parallel = "runs at the same time, among which cores and GPUs are dealt out (default %(default)s)"
     c.add_argument("--parallel", type=whole(1, 1000), default=1, help=parallel)
+    c.add_argument("--json", action="store_true", help="print the cells for programs")
 
-# %% ../../nbs/cli/main.ipynb #c030
+# %% ../../nbs/cli/main.ipynb #c031
 def _planned(args):
     "The plan that the command line asks for."
     from psr_nb.jobs import progress_bar
@@ -252,7 +245,7 @@ def _add_plan(add):
         "--set", action="append", default=[], metavar="SECTION.SETTING=VALUE", help="change one setting"
     )
 
-# %% ../../nbs/cli/main.ipynb #c036
+# %% ../../nbs/cli/main.ipynb #c037
 def show_recipes(args):
     "psr_nb recipes"
     from psr_nb.recipe import load_recipe, recipe_schema, recipes
@@ -275,7 +268,7 @@ def _add_recipes(add):
         help="print the JSON schema of a recipe, with which an editor completes one",
     )
 
-# %% ../../nbs/cli/main.ipynb #c041
+# %% ../../nbs/cli/main.ipynb #c042
 def _named_model(given: str) -> tuple[str, str]:
     "(name, path) of `NAME=PATH` or a path; else the folder's name, or its parent's if that's `model`."
     name, eq, path = given.partition("=")
@@ -295,13 +288,13 @@ def _named_models(given: list[str]) -> dict[str, str]:
         out[name] = path
     return out
 
-# %% ../../nbs/cli/main.ipynb #c045
+# %% ../../nbs/cli/main.ipynb #c046
 def _domain_and_engine_options(c):
     "What is solved, and how a model is run."
     c.add_argument("--domain", default="math", help="math (default), arithmetic, or module:NAME")
     engine_options(c)
 
-# %% ../../nbs/cli/main.ipynb #c048
+# %% ../../nbs/cli/main.ipynb #c049
 def _reading_option(c):
     "Which answers are read."
     c.add_argument(
@@ -312,7 +305,7 @@ def _reading_option(c):
         "sentence: where none is, from the last sentence too, counted apart",
     )
 
-# %% ../../nbs/cli/main.ipynb #c050
+# %% ../../nbs/cli/main.ipynb #c051
 def _solving_options(c):
     "How problems are solved."
     c.add_argument(
@@ -353,7 +346,7 @@ def _solving(args):
         search = replace(search, w=args.w, max_step_tokens=args.max_step_tokens, **sampled)
     return Solving(domain_named(args.domain), s, search, allow_bad_gold=args.allow_bad_gold)
 
-# %% ../../nbs/cli/main.ipynb #c053
+# %% ../../nbs/cli/main.ipynb #c054
 def _figures_line(model: str, bench: str, a: dict) -> str:
     "What the table of accuracies doesn't say of a model on a benchmark."
     shares = [k for k in a if "@" in k and k + "_low" in a]
@@ -375,7 +368,7 @@ def _difference_line(names: str, bench: str, c) -> str:
         f"McNemar p = {c.p:.2g}, {c.n} problems"
     )
 
-# %% ../../nbs/cli/main.ipynb #c056
+# %% ../../nbs/cli/main.ipynb #c057
 def evaluate_model(args):
     "psr_nb eval"
     from psr_nb.evaluation.models import compare_models, evaluate_models, results_table
@@ -421,7 +414,7 @@ def _add_eval(add):
     c.add_argument("--out", default="evaluations", help=out)
     _domain_and_engine_options(c)
 
-# %% ../../nbs/cli/main.ipynb #c064
+# %% ../../nbs/cli/main.ipynb #c065
 def _judged_with(args, path: str, tokenizer, domain, settings) -> dict:
     "What must be the same when a judge's evaluation is continued."
     from psr_nb.engine import fingerprint
@@ -447,7 +440,7 @@ def _judgement_bar(pairs: list):
 
     return bar, progress
 
-# %% ../../nbs/cli/main.ipynb #c068
+# %% ../../nbs/cli/main.ipynb #c069
 def evaluate_the_judge(args):
     "psr_nb judge-eval"
     from psr_nb.engines.choose import open_engine
@@ -486,7 +479,7 @@ def _add_judge_eval(add):
     c.add_argument("--out", default="judge-evaluation", help=out)
     _domain_and_engine_options(c)
 
-# %% ../../nbs/cli/main.ipynb #c072
+# %% ../../nbs/cli/main.ipynb #c073
 def _an_answer(value) -> bool:
     "Is a JSON value text, or a number and finite?"
     return isinstance(value, str) or (type(value) in (int, float) and math.isfinite(value))
@@ -507,7 +500,7 @@ def _check_columns(where: str, row):
             f"{where}: the tolerance is {tolerance!r}; it should be a number that is not negative"
         )
 
-# %% ../../nbs/cli/main.ipynb #c076
+# %% ../../nbs/cli/main.ipynb #c077
 def _check_row(where: str, row, allow_bad_gold: bool):
     "InputError for a row that can't be graded."
     from psr_nb.maths.grade import gold_problem
@@ -534,7 +527,7 @@ def _rows_to_grade(path: str, allow_bad_gold: bool) -> list[dict]:
         raise InputError(f"{path}: there are no rows in it")
     return [row for _, row in rows]
 
-# %% ../../nbs/cli/main.ipynb #c079
+# %% ../../nbs/cli/main.ipynb #c080
 def _answer_in(row: dict, read: str) -> tuple[str | None, bool]:
     "(the answer of a row, was it read from the last sentence of its response?)"
     from psr_nb.maths.read import read_last_sentence, read_math_answer
@@ -560,7 +553,7 @@ def _graded(rows: list[dict], seconds: float, workers: int | None, read: str = "
         for row, (_, said), (equal, note) in zip(some, found, verdicts, strict=True):
             yield row | {"equal": equal, "note": note} | ({"from_sentence": True} if said else {})
 
-# %% ../../nbs/cli/main.ipynb #c082
+# %% ../../nbs/cli/main.ipynb #c083
 def _grade_summary(notes: Counter, right: int, sentences: Counter | None = None) -> str:
     """How many answers are equal, with an interval, and how that was decided.
 
@@ -590,7 +583,7 @@ def grade(args):
             bar.update()
     print(_grade_summary(notes, right, sentences), file=sys.stderr)
 
-# %% ../../nbs/cli/main.ipynb #c086
+# %% ../../nbs/cli/main.ipynb #c087
 def _add_grade(add):
     c = add(
         "grade",
@@ -610,7 +603,7 @@ def _add_grade(add):
     )
     _reading_option(c)
 
-# %% ../../nbs/cli/main.ipynb #c089
+# %% ../../nbs/cli/main.ipynb #c090
 def _bench_dpo(args):
     "psr_nb bench dpo"
     from psr_nb.cli.bench import bench_dpo
@@ -625,7 +618,7 @@ def _bench_dpo(args):
     on = ", ".join(f"{k} {v}" for k, v in figures["on"].items())
     print(f"ratios above 1 are in favour of the tree; measured on {on}")
 
-# %% ../../nbs/cli/main.ipynb #c093
+# %% ../../nbs/cli/main.ipynb #c094
 def _search_figures(args) -> dict:
     "What `bench_search` measures with the settings of the command line."
     from psr_nb.cli.bench import bench_search
@@ -663,7 +656,7 @@ def _bench_search(args):
     print("\n".join(f"{k}: {r[k]}" for k in r if k not in ("ways", "policies", "on")))
     print("measured on " + ", ".join(f"{k} {v}" for k, v in r["on"].items()))
 
-# %% ../../nbs/cli/main.ipynb #c096
+# %% ../../nbs/cli/main.ipynb #c097
 def _bench_search_options(c):
     "What is searched by `bench search`, and how."
     c.add_argument("--questions", help="search: question file or hub data set (default: the demo's)")
@@ -686,7 +679,7 @@ def _bench_search_options(c):
     c.add_argument("--max-tokens", type=TOKENS, default=256, help=judged)
     c.add_argument("--domain", default="math", help="search: math (default), arithmetic, or module:NAME")
 
-# %% ../../nbs/cli/main.ipynb #c099
+# %% ../../nbs/cli/main.ipynb #c100
 def bench(args):
     "psr_nb bench"
     return _bench_search(args) if args.what == "search" else _bench_dpo(args)
@@ -714,7 +707,29 @@ def _add_bench(add):
     c.add_argument("--json", action="store_true")
     engine_options(c)
 
-# %% ../../nbs/cli/main.ipynb #c102
+# %% ../../nbs/cli/main.ipynb #c104
+def _report_sweep(path: str | Path, out: str | None = None):
+    "Print a sweep's table and write its page."
+    from psr_nb.dashboard.sweeps import sweep_html, sweep_json, sweep_text
+    from psr_nb.files import write_whole
+
+    print(sweep_text(sweep_json(path)))
+    page = Path(out or Path(path) / "report.html")
+    write_whole(page, sweep_html(path))
+    print(f"report: {page}")
+
+
+def _report_of_sweep(args):
+    "psr_nb report of a sweep's folder"
+    from psr_nb.dashboard.sweeps import save_sweep_figure, sweep_json
+
+    if args.json:
+        return print(json.dumps(sweep_json(args.run)))
+    if args.figures:
+        return print(save_sweep_figure(args.run, args.figures, args.png))
+    _report_sweep(args.run, args.out)
+
+# %% ../../nbs/cli/main.ipynb #c107
 def report(args):
     "psr_nb report"
     from psr_nb.dashboard.figures import save_figures
@@ -733,17 +748,6 @@ def report(args):
     print(out)
 
 
-def _report_of_sweep(args):
-    "psr_nb report of a sweep's folder"
-    from psr_nb.dashboard.sweeps import save_sweep_figure, sweep_json
-
-    if args.json:
-        return print(json.dumps(sweep_json(args.run)))
-    if args.figures:
-        return print(save_sweep_figure(args.run, args.figures, args.png))
-    _report_sweep(args.run, args.out)
-
-
 def _add_report(add):
     c = add("report", report, "write the HTML report of a run or a sweep, or print its figures")
     figures = "print accuracies, intervals and pairs of every arm and model as JSON; of a sweep its cells"
@@ -756,7 +760,7 @@ def _add_report(add):
     c.add_argument("--png", action="store_true", help=png)
     c.add_argument("run", help="folder of a run or a sweep")
 
-# %% ../../nbs/cli/main.ipynb #c107
+# %% ../../nbs/cli/main.ipynb #c112
 def _arm(run, given: str | None) -> str:
     "The arm asked for, or the first."
     if given not in (None, *run.recipe.arms):
@@ -779,7 +783,7 @@ def _judged_pairs(run, arm: str, args) -> dict:
         )
     return {m: judged[m] for m in wanted}
 
-# %% ../../nbs/cli/main.ipynb #c111
+# %% ../../nbs/cli/main.ipynb #c116
 def _opened(args):
     "The run, with its own domain imported if it was named."
     from psr_nb.recipe import domain_named
@@ -789,7 +793,7 @@ def _opened(args):
         domain_named(args.domain)
     return open_run(args.run)
 
-# %% ../../nbs/cli/main.ipynb #c113
+# %% ../../nbs/cli/main.ipynb #c118
 def rejudge_run(args):
     "psr_nb rejudge"
     from psr_nb.dashboard.rejudge import judge_agreement, judges, rejudge_in_child
@@ -823,7 +827,7 @@ def _add_rejudge(add):
     c.add_argument("--arm", help="arm of the run (default: the first)")
     set_engine_option(c)
 
-# %% ../../nbs/cli/main.ipynb #c117
+# %% ../../nbs/cli/main.ipynb #c122
 def probe_run(args):
     "psr_nb probe"
     from psr_nb.dashboard.probe import probe_in_child, probe_summary, probe_table
@@ -863,7 +867,7 @@ def _add_probe(add):
     c.add_argument("run", help="run folder")
     c.add_argument("--arm", help="arm of the run (default: the first)")
 
-# %% ../../nbs/cli/main.ipynb #c120
+# %% ../../nbs/cli/main.ipynb #c125
 def _fail(code: int, message) -> SystemExit:
     "What ends the program, after a line on standard error."
     print(f"psr_nb: {one_line(str(message))}", file=sys.stderr)
@@ -876,7 +880,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message):
         raise _fail(2, f"{message}; `{self.prog} --help` shows what there is")
 
-# %% ../../nbs/cli/main.ipynb #c122
+# %% ../../nbs/cli/main.ipynb #c127
 _EXAMPLES = """examples:
   psr_nb demo                                   the whole loop on the embedded model, minutes on a laptop
   psr_nb recipes smollm2-gsm8k-cpu              what a recipe says
@@ -921,7 +925,7 @@ def parser() -> argparse.ArgumentParser:
         add_command(add)
     return p
 
-# %% ../../nbs/cli/main.ipynb #c125
+# %% ../../nbs/cli/main.ipynb #c130
 def _run_command(args):
     "Run a parsed command. Whatever the user or the system can mend ends it with a line and an exit code."
     from psr_nb.jobs import JobError

@@ -131,7 +131,7 @@ def load_metrics(run: Run | str | Path) -> pd.DataFrame:
     for arm, n, folder in run.models:
         if not (folder / "metrics.json").exists():
             continue
-        for a in run.recipe.arms if n == 1 else [arm]:
+        for a in [other for other in run.recipe.arms if run.folder(other, n) == folder]:
             row = {"arm": a, "model": f"M{n}"} | _metrics(folder)
             rows.append((order[a], n, row))
     rows.sort(key=lambda r: r[:2])
@@ -196,10 +196,10 @@ def gain(
     draws: int = 2000,  # of the problems, for the interval
 ) -> dict | None:
     "Accuracy of an arm's last evaluated model minus that of M1 on the same problems; None without both."
-    models = []
-    for a, n, folder in _opened(run).models:
+    models, run = [], _opened(run)
+    for _, n, folder in run.models:
         evaluated = (folder / "metrics.json").exists() and (folder / "evaluation.jsonl").is_file()
-        if evaluated and (a == arm or n == 1):
+        if evaluated and folder == run.folder(arm, n):
             models.append((n, folder))
     if len(models) < 2:
         return None

@@ -200,7 +200,6 @@ _FIGURES = {
     "low": "accuracy_low",
     "high": "accuracy_high",
     "n": "n",
-    "dev_accuracy": "dev_accuracy",
     "judge_accuracy": "judge_accuracy",
     "pairs": "pairs",
 }  # in the report: in `load_metrics`
@@ -208,22 +207,24 @@ _LIVE = {"live_judge": "accuracy", "right_pairs": "share"}  # in `load_metrics`:
 
 
 def _live_of(row: dict) -> dict:
-    "The live figures of a row of `load_metrics`, as its metrics.json has them; None where there are none."
+    "The figures of a row of `load_metrics` that not every model has: those of the dev set and the live ones."
     out = {}
     for name, figure in _LIVE.items():
-        known = row.get(name) is not None
-        ends = {end: row[f"{name}_{end}"] for end in ("low", "high", "n")} if known else {}
-        out[name] = {figure: row[name]} | ends if known else None
+        if row.get(name) is not None:
+            ends = {end: row[f"{name}_{end}"] for end in ("low", "high", "n")}
+            out[name] = {figure: row[name]} | ends
+    if row.get("dev_accuracy") is not None:
+        out["dev_accuracy"] = row["dev_accuracy"]
     return out
 
 
 def report_json(run: Run | str | Path) -> dict:
-    """`arms`: {arm: {model: figures}}, `gates` that were crossed, and arms that `ended` early, with the reason.
+    """`arms`: {arm: {model: figures}}; if any, `gates` that were crossed, arms that `ended` early.
 
     As `psr_nb report --json` prints it."""
     run, arms = open_run(run) if not isinstance(run, Run) else run, {}
-    for row in json.loads(load_metrics(run).to_json(orient="records", double_precision=15)):
+    for row in json.loads(load_metrics(run).to_json(orient="records")):
         figures = {name: row[column] for name, column in _FIGURES.items()} | _live_of(row)
         arms.setdefault(row["arm"], {})[row["model"]] = figures
-    gates = json.loads(gate_table(run).to_json(orient="records", double_precision=15))
-    return {"arms": arms, "gates": gates, "ended": ended_early(run)}
+    more = {"gates": json.loads(gate_table(run).to_json(orient="records")), "ended": ended_early(run)}
+    return {"arms": arms} | {name: found for name, found in more.items() if found}

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['AGAINST', 'NOT_AVERAGED', 'Measured', 'read_measured', 'score_rows', 'rivals', 'difference', 'cell_row', 'cell_rows',
-           'sweep_json', 'cell_frame', 'sweep_notes', 'sweep_text', 'sweep_figure', 'save_sweep_figure', 'sweep_html']
+           'sweep_json', 'cell_frame', 'sweep_notes', 'sweep_text', 'sweep_figure', 'save_sweep_figure', 'sweep_part',
+           'sweep_html', 'member_folders']
 
 # %% ../../nbs/dashboard/sweeps.ipynb #c003
 import html
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +24,10 @@ from .html import html_table, note, plain
 from .report import page_head
 from .svg import figure_svg, write_png
 from ..files import saving_to, write_whole
+from ..records import InputError
 from ..run import Run, open_run, versions
 from ..statistics import holm, over_seeds
-from ..studies.sweep import Member, Sweep, cell_name, is_sweep, read_sweep
+from ..studies.sweep import Member, Sweep, cell_name, is_sweep, read_sweep, sweep_command
 
 # %% ../../nbs/dashboard/sweeps.ipynb #c006
 @dataclass
@@ -158,14 +161,22 @@ def _finished(run: Run) -> bool:
     return all((folder / "metrics.json").is_file() for _, n, folder in run.models if n == run.last)
 
 
+def _date(runs: list[Run]) -> str | None:
+    "The day of the last figures in UTC, such as 2026-01-31; None before the first."
+    files = [folder / "metrics.json" for run in runs for _, _, folder in run.models]
+    times = [f.stat().st_mtime for f in files if f.is_file()]
+    return time.strftime("%Y-%m-%d", time.gmtime(max(times))) if times else None
+
+
 def sweep_json(path: str | Path) -> dict:
     "What `psr_nb report FOLDER --json` prints of a sweep: `cells`, and what they were made with."
     sweep = read_sweep(path)
     rows, counts = cell_rows(read_measured(path))
-    done = sum(_finished(run) for _, run in _begun(sweep))
-    about = {"recipe": sweep.recipe, "over": sweep.over, "set": sweep.set, "seeds": sweep.seeds}
-    of = {"runs": len(sweep.members), "finished": done}
-    return about | of | {"comparisons": counts, "versions": versions(), "cells": rows}
+    begun = [run for _, run in _begun(sweep)]
+    about = {"command": sweep_command(sweep), "date": _date(begun), "versions": versions()}
+    about |= {"recipe": sweep.recipe, "over": sweep.over, "set": sweep.set, "seeds": sweep.seeds}
+    done = sum(map(_finished, begun))
+    return about | {"runs": len(sweep.members), "finished": done, "comparisons": counts, "cells": rows}
 
 # %% ../../nbs/dashboard/sweeps.ipynb #c034
 _SHOWN = {
@@ -265,14 +276,29 @@ def save_sweep_figure(path: str | Path, folder: str | Path, png: bool = False) -
     return file
 
 # %% ../../nbs/dashboard/sweeps.ipynb #c048
-def sweep_html(path: str | Path) -> str:
-    "A sweep as one HTML page: what was compared, notes, figure and table."
+def sweep_part(path: str | Path) -> str:
+    "A sweep as a piece of HTML: what was compared, notes, figure and table."
     found = sweep_json(path)
     rows = found["cells"]
     over = "; ".join(f"{name}: {', '.join(map(str, values))}" for name, values in found["over"].items())
     about = f"{found['recipe']} over {over or 'seeds'}, seeds {', '.join(map(str, found['seeds']))}"
-    title = f"Sweep: {Path(path).name}"
     drawn = figure_svg(sweep_figure(rows), "Accuracy", 760, 360) if rows else ""
-    body = "".join(map(note, sweep_notes(found))) + drawn + html_table(cell_frame(rows))
-    heading = f"<h1>{html.escape(plain(title, 200))}</h1><p>{html.escape(plain(about, 2000))}</p>"
-    return f'{page_head(title)}<body class="psr-page">{heading}{body}</body></html>'
+    notes = "".join(map(note, sweep_notes(found)))
+    return f"<p>{html.escape(plain(about, 2000))}</p>{notes}{drawn}{html_table(cell_frame(rows))}"
+
+
+def sweep_html(path: str | Path) -> str:
+    "A sweep as one HTML page."
+    title = f"Sweep: {Path(path).name}"
+    heading = f"<h1>{html.escape(plain(title, 200))}</h1>"
+    return f'{page_head(title)}<body class="psr-page">{heading}{sweep_part(path)}</body></html>'
+
+# %% ../../nbs/dashboard/sweeps.ipynb #c051
+def member_folders(path: str | Path) -> dict[str, Path]:
+    "Name -> folder of the runs of a sweep that have begun; none of a folder that is no sweep."
+    try:
+        members = read_sweep(path).members
+    except InputError:
+        return {}
+    folders = {m.name: Path(path) / m.name for m in members}
+    return {name: folder for name, folder in folders.items() if (folder / "recipe.yaml").is_file()}

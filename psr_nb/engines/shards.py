@@ -27,7 +27,7 @@ def rank() -> int:
     "The number of this process among them; 0 reads and writes what is read and written once."
     return int(os.environ.get("RANK", "0"))
 
-
+# %% ../../nbs/engines/shards.ipynb #c009
 def refuse_data_parallel(gpus: int) -> None:
     "InputError if one process would train on several GPUs."
     if gpus > 1:
@@ -36,23 +36,20 @@ def refuse_data_parallel(gpus: int) -> None:
             "`accelerate launch -m psr_nb.sft` (or psr_nb.dpo) or torchrun, or choose by CUDA_VISIBLE_DEVICES"
         )
 
-# %% ../../nbs/engines/shards.ipynb #c009
+# %% ../../nbs/engines/shards.ipynb #c012
 _PATIENCE = timedelta(hours=2)
 
 
 def own_device() -> torch.device:
     "Where this process computes."
-    return (
-        torch.device("cuda", torch.cuda.current_device())
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
+    gpu = torch.cuda.is_available()
+    return torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
 
 
 def join(gpus: int | None = None) -> torch.device:
-    """Take this process's GPU and meet the other processes; the device. `gpus` = 1 takes the first of several.
+    """Take this process's GPU and meet the other processes; the device. `gpus` = 1 takes the first.
 
-    InputError if there is no GPU for this process, or if it sees several and was not started as one of several."""
+    InputError if there is no GPU for it, or if it sees several and was not started as one of several."""
     seen, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "-1"))
     if local < 0 and gpus != 1:
         refuse_data_parallel(seen)
@@ -66,7 +63,7 @@ def join(gpus: int | None = None) -> torch.device:
         PartialState(cpu=not seen, timeout=_PATIENCE)
     return own_device()
 
-# %% ../../nbs/engines/shards.ipynb #c012
+# %% ../../nbs/engines/shards.ipynb #c015
 def divide(model) -> None:
     "Divide a model's weights among all processes, in place."
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -84,7 +81,7 @@ def divided(model) -> bool:
     "Is it a model that `divide` has divided, or PEFT's wrapper of one?"
     return bool(getattr(model, "_is_distributed_loading_by_transformers", False))
 
-# %% ../../nbs/engines/shards.ipynb #c016
+# %% ../../nbs/engines/shards.ipynb #c019
 @torch.no_grad()
 def put_weights(model, whole: dict[str, Tensor]) -> None:
     """Give every process its part of `whole`, the weights of a divided model by their names.
@@ -103,13 +100,14 @@ def put_weights(model, whole: dict[str, Tensor]) -> None:
             dist.broadcast(tensor, 0)
             part.copy_(tensor)
 
-
+# %% ../../nbs/engines/shards.ipynb #c022
 def load_divided(path: str, dtype: str):
     "A causal language model that is divided among all processes. InputError as `load_model`."
     read = load_model(path, dtype, "cpu") if rank() == 0 else None
     model = empty_model(path, dtype)
-    if read is not None:  # what loading has found out beside the weights
+    if read is not None:  # what loading has found out beside the weights, for saving
         model.config, model.generation_config = read.config, read.generation_config
+        model._weight_conversions = getattr(read, "_weight_conversions", None)
     divide(model)
     model.to_empty(device=own_device())
     model.tie_weights()
@@ -121,17 +119,17 @@ def load_divided(path: str, dtype: str):
         dist.broadcast(buffer, 0)
     return model.eval()
 
-# %% ../../nbs/engines/shards.ipynb #c019
+# %% ../../nbs/engines/shards.ipynb #c025
 def gathered(value):
-    """A dict, list, tuple or tensor with all divided tensors whole and on the CPU; tensors are None but in process 0.
+    """A dict, list, tuple or tensor with all divided tensors whole and on the CPU.
 
-    All processes have to call it."""
+    All processes have to call it; in all but process 0 tensors are None."""
     from torch.distributed.tensor import DTensor
 
     if isinstance(value, dict):
         return {k: gathered(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [gathered(v) for v in value]
+        return type(value)(gathered(v) for v in value)
     if not isinstance(value, Tensor):
         return value
     whole = value.full_tensor() if isinstance(value, DTensor) else value
@@ -149,7 +147,7 @@ def whole_weights(model) -> dict[str, Tensor]:
         out[name] = found[key]
     return out
 
-# %% ../../nbs/engines/shards.ipynb #c022
+# %% ../../nbs/engines/shards.ipynb #c028
 def spread(optimizer, state: dict) -> dict:
     "A whole state of an optimizer, its tensors divided as its weights are; each process has read `state`."
     from torch.distributed.tensor import DTensor, distribute_tensor

@@ -167,7 +167,7 @@ def gathered_bytes(shape: Shape, mixed: bool) -> int:
     "Bytes of what is gathered whole on each GPU while the model is divided."
     ends = shape.vocab * shape.hidden * (1 if shape.tied else 2)
     layer = (shape.parameters - ends) // shape.layers
-    return (2 if mixed else 4) * (3 * layer + ends)
+    return (2 if mixed else 4) * (2 * layer + ends) + 4 * layer
 
 
 def _copies(shape: Shape, how: Training) -> int:
@@ -186,12 +186,13 @@ def training_memory(shape: Shape, how: Training) -> dict[str, float]:
     adapter = lora_parameters(shape, how.lora_rank) if how.lora_rank else 0
     trained = adapter or n
     exchanged = how.processes > 1 and not how.sharded
+    each = 4 if adapter else how.number  # of what is trained: LoRA's own weights are float32 always
     sizes = {
-        "weights": how.number * (n + adapter) / share,
-        "gradients": how.number * trained / share,
-        "optimizer": 2 * how.number * trained / share,
+        "weights": (how.number * n + 4 * adapter) / share,
+        "gradients": each * trained / share,
+        "optimizer": 2 * each * trained / share,
         "reference": how.number * n / share if how.reference_held else 0,
-        "buckets": how.number * trained if exchanged else 0,
+        "buckets": each * trained if exchanged else 0,
         "copies": _copies(shape, how),
         "activations": activation_bytes(shape, how),
     }

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ..recipe import Recipe
+from ..recipe import Recipe, arm_of
 from ..records import InputError
 from psr_nb.studies.costs import (
     GIB,
@@ -112,13 +112,24 @@ def _engine_phase(b: Basis, name: tuple[str, str], tokens: tuple[float, float], 
     )
 
 # %% ../../nbs/studies/plan.ipynb #c020
+def _solution_phases(b: Basis, model: str, questions: int) -> Iterator[Phase]:
+    "A search that samples whole solutions, and the scoring of each."
+    x, n = b.lengths, questions * b.recipe.search.w
+    whole, words = x.prompt + x.solution, x.verdict * x.steps
+    yield _engine_phase(b, (model, "search"), (questions * x.prompt, n * x.solution), whole)
+    yield _engine_phase(b, (model, "judge"), (n * whole, n * words), whole + words)
+
+
 def search_phases(b: Basis, model: str, arm: str, questions: int) -> Iterator[Phase]:
     "Search for a model, and the judging inside it."
-    x = b.lengths
+    x, scorer = b.lengths, arm_of(arm).scorer
+    if scorer == "solutions":
+        yield from _solution_phases(b, model, questions)
+        return
     steps = questions * x.steps
     sampled = (steps * x.step_prompt, steps * b.recipe.search.w * x.step)
     yield _engine_phase(b, (model, "search"), sampled, x.step_prompt + x.step)
-    if arm == "judge":
+    if scorer in ("judge", "flipped"):
         compared = questions * x.comparisons
         judged = (compared * x.judge_prompt, compared * x.verdict)
         yield _engine_phase(b, (model, "judge"), judged, x.judge_prompt + x.verdict)
@@ -190,7 +201,9 @@ def phases(b: Basis) -> list[Phase]:
         out.append(training_phase(b, ("M1", "SFT"), sft_tokens(b), length))
     out.append(evaluation_phase(b, "M1"))
     for arm in r.arms:
-        prefix = "" if arm == r.arms[0] else f"{arm}/"
+        prefix = "" if arm == r.arms[0] else f"{arm_of(arm).folder}/"
+        if prefix and r.start == "M0" and arm_of(arm).scorer == "solutions":  # it is taught another M1
+            out += [replace(p, model=f"{prefix}M1") for p in out[:2]]
         for n, questions in enumerate(r.questions, 2):
             out += _iteration(b, f"{prefix}M{n}", arm, questions)
     return out

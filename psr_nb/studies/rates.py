@@ -23,7 +23,7 @@ from ..files import model_path
 from ..jobs import run_job
 from ..prompts import label_ids
 from ..questions.read import load_problems
-from ..recipe import Recipe, as_recipe, domain_named
+from ..recipe import Recipe, arm_of, as_recipe, domain_named
 from ..records import InputError, Problem, Request, Sampling, Trajectory
 from ..run import domain_folder
 from ..search import SearchSetup, drive, search
@@ -63,8 +63,10 @@ def timed_search(
     engine: Engine, r: Recipe, problems: list[Problem]
 ) -> tuple[list[Trajectory], dict[str, float]]:
     "(trajectories, tokens and seconds that they took) of a recipe's search by its first arm."
+    scorer = arm_of(r.arms[0]).scorer
+    scores = scorer if scorer in ("random", "frequency") else "judge"
     setup = SearchSetup(
-        engine.tokenizer, domain_named(r.domain), r.search, r.judge, r.seed, r.arms[0], engine.context
+        engine.tokenizer, domain_named(r.domain), r.search, r.judge, r.seed, scores, engine.context
     )
     before, start = asdict(engine.usage), time.perf_counter()
     todo = ((p.id, search(p, setup)) for p in problems)

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SWEEP', 'ASIDE', 'LATER', 'TESTS', 'Stage', 'over_settings', 'seed_list', 'cells', 'cell_name', 'Member', 'Sweep',
-           'is_sweep', 'read_sweep', 'grown', 'recipes_of', 'keep_sweep', 'hashes', 'stages', 'in_common', 'stage_done',
-           'take', 'take_all', 'Entry', 'startable', 'places', 'sweep_job', 'Going', 'go_through', 'run_sweep']
+           'sweep_command', 'is_sweep', 'read_sweep', 'grown', 'recipes_of', 'keep_sweep', 'hashes', 'stages',
+           'in_common', 'stage_done', 'take', 'take_all', 'Entry', 'startable', 'places', 'sweep_job', 'Going',
+           'go_through', 'run_sweep']
 
 # %% ../../nbs/studies/sweep.ipynb #c003
 import hashlib
@@ -14,6 +15,7 @@ import json
 import os
 import queue
 import re
+import shlex
 import shutil
 import sys
 import threading
@@ -110,6 +112,25 @@ class Sweep:
         return load_recipe(self.recipe, **self.set | member.set | {"seed": member.seed})
 
 # %% ../../nbs/studies/sweep.ipynb #c016
+def _written(value) -> str:
+    "A value as it stands in a command, before the shell's quotes."
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def sweep_command(sweep: Sweep) -> str:
+    "The command that makes a sweep, without its folder."
+    first, last = sweep.seeds[0], sweep.seeds[-1]
+    row = len(sweep.seeds) > 1 and sweep.seeds == list(range(first, last + 1))
+    seeds = f"{first}-{last}" if row else ",".join(map(str, sweep.seeds))
+    words = ["psr_nb", "sweep", sweep.recipe]
+    for name, values in sweep.over.items():
+        words += ["--over", f"{name}={','.join(map(_written, values))}"]
+    words += ["--seeds", seeds]
+    for name, value in sweep.set.items():
+        words += ["--set", f"{name}={_written(value)}"]
+    return shlex.join(words)
+
+# %% ../../nbs/studies/sweep.ipynb #c019
 SWEEP = "sweep.json"
 
 
@@ -135,7 +156,7 @@ def read_sweep(path: str | Path) -> Sweep:
         raise InputError(f"{file}: two of its runs have one folder; a value or a seed is there twice")
     return found
 
-# %% ../../nbs/studies/sweep.ipynb #c021
+# %% ../../nbs/studies/sweep.ipynb #c024
 def _told(s: Sweep) -> str:
     "What a sweep compares, in a few words."
     return f"{s.recipe} over {', '.join(s.over) or 'seeds'} with {s.set or 'nothing set'}"
@@ -151,7 +172,7 @@ def grown(there: Sweep, here: Sweep) -> Sweep:
     seeds = there.seeds + [s for s in here.seeds if s not in there.seeds]
     return Sweep(here.recipe, there.path, over, seeds, here.set)
 
-# %% ../../nbs/studies/sweep.ipynb #c024
+# %% ../../nbs/studies/sweep.ipynb #c027
 def recipes_of(sweep: Sweep) -> dict[str, Recipe]:
     "Name of each run -> its recipe. InputError for bad settings, or if two runs would be the same."
     found = {m.name: sweep.recipe_of(m) for m in sweep.members}
@@ -182,7 +203,7 @@ def keep_sweep(sweep: Sweep) -> Sweep:
     write_whole(sweep.path / SWEEP, json.dumps(kept, indent=1))
     return sweep
 
-# %% ../../nbs/studies/sweep.ipynb #c028
+# %% ../../nbs/studies/sweep.ipynb #c031
 ASIDE = ("name", "about", "arms", "questions", "parallel")  # of a recipe: of no account, or counted below
 LATER = ("search", "judge", "pairs", "dpo", "evaluate", "stop", "gates")  # of no account for M1's training
 TESTS = ("test", "judge_test", "dev", "overlaps")  # data that nothing is trained on
@@ -198,7 +219,7 @@ def hashes(of: Run) -> dict[str, str]:
     files = json_file(of.path / MANIFEST)["files"]
     return {Path(name).stem: row["sha256"] for name, row in files.items()}
 
-# %% ../../nbs/studies/sweep.ipynb #c031
+# %% ../../nbs/studies/sweep.ipynb #c034
 Stage = tuple[str, int, str]  # arm, number of the model, "model", "figures" or "search"
 
 
@@ -214,7 +235,7 @@ def _training(r: dict, data: dict) -> str:
     rows = {name: h for name, h in data.items() if name not in TESTS and not name.startswith("questions-")}
     return _key(rows, {name: value for name, value in r.items() if name not in ASIDE + LATER})
 
-# %% ../../nbs/studies/sweep.ipynb #c034
+# %% ../../nbs/studies/sweep.ipynb #c037
 def stages(of: Run) -> dict[Stage, str]:
     "Every stage of a run in the order in which they are made, with its key. The run's data must be there."
     r, data = asdict(of.recipe), hashes(of)
@@ -238,7 +259,7 @@ def in_common(one: dict[Stage, str], other: dict[Stage, str]) -> list[Stage]:
     "The stages of a run that another one has too."
     return [stage for stage, key in one.items() if other.get(stage) == key]
 
-# %% ../../nbs/studies/sweep.ipynb #c040
+# %% ../../nbs/studies/sweep.ipynb #c043
 def stage_done(of: Run, stage: Stage) -> bool:
     "Has a run finished a stage?"
     arm, n, what = stage
@@ -251,7 +272,7 @@ def stage_done(of: Run, stage: Stage) -> bool:
     found = folder / "trajectories.jsonl"
     return found.is_file() and found.read_bytes().count(b"\n") >= of.recipe.questions[n - 2]
 
-# %% ../../nbs/studies/sweep.ipynb #c043
+# %% ../../nbs/studies/sweep.ipynb #c046
 _FILES = {
     "model": ["pairs.jsonl"],
     "search": ["trajectories.jsonl"],
@@ -278,7 +299,7 @@ def take(source: Run, to: Run, stage: Stage):
         with write_folder(here / "model") as part:
             shutil.copytree(there / "model", part, copy_function=_link, dirs_exist_ok=True)
 
-# %% ../../nbs/studies/sweep.ipynb #c046
+# %% ../../nbs/studies/sweep.ipynb #c049
 def _record(to: Run, taken: dict[Stage, str]):
     "Keep where stages of a run were taken from: stage -> name of the run in the sweep."
     file = to.path / "shared.json"
@@ -302,7 +323,7 @@ def take_all(to: Run, keys: dict[Stage, str], others: dict[str, tuple[Run, dict[
         _record(to, taken)
     return taken
 
-# %% ../../nbs/studies/sweep.ipynb #c050
+# %% ../../nbs/studies/sweep.ipynb #c053
 @dataclass
 class Entry:
     "A run of a sweep, and what its stages depend on."
@@ -328,7 +349,7 @@ def startable(entries: list[Entry], begun: set[int]) -> int | None:
             return i
     return None
 
-# %% ../../nbs/studies/sweep.ipynb #c054
+# %% ../../nbs/studies/sweep.ipynb #c057
 def _dealt(things: list, parts: int) -> list[list]:
     "A list in so many neighbouring parts; parts without a thing of their own get one that others have too."
     each = len(things) // parts
@@ -345,7 +366,7 @@ def places(parallel: int) -> list[tuple[list[int], Place]]:
     gpus = [",".join(own) or None for own in _dealt(visible_gpus(), parallel)]
     return [(own, Place(gpus=gpu)) for own, gpu in zip(_dealt(cores, parallel), gpus, strict=True)]
 
-# %% ../../nbs/studies/sweep.ipynb #c058
+# %% ../../nbs/studies/sweep.ipynb #c061
 def sweep_job(
     progress: Callable[[str, int, int], None],
     recipe: dict,
@@ -370,7 +391,7 @@ def _run_one(entry: Entry, place: tuple[list[int], Place], stopped: threading.Ev
     log = entry.run.path / "jobs.log"
     run_job("psr_nb.studies.sweep:sweep_job", arguments, log, place=where, stopped=stopped)
 
-# %% ../../nbs/studies/sweep.ipynb #c062
+# %% ../../nbs/studies/sweep.ipynb #c065
 @dataclass
 class Going:
     "The runs of a sweep under way."
@@ -398,7 +419,7 @@ class Going:
         entry.over = True
         self.tell(entry, wrong, time.time() - began)
 
-# %% ../../nbs/studies/sweep.ipynb #c063
+# %% ../../nbs/studies/sweep.ipynb #c066
 def _all_done(going: Going, pool: ThreadPoolExecutor, parallel: int):
     "Start every run as soon as it can, `parallel` at a time, and wait for all."
     begun, todo = set(), set()
@@ -425,7 +446,7 @@ def go_through(going: Going, where: list, stopped: threading.Event):
         raise
     pool.shutdown()
 
-# %% ../../nbs/studies/sweep.ipynb #c067
+# %% ../../nbs/studies/sweep.ipynb #c070
 def _entries(sweep: Sweep) -> list[Entry]:
     "Every run of a sweep, begun or continued in its folder."
     entries = []
@@ -456,7 +477,7 @@ def _counted(total: int, quiet: bool) -> Callable:
 
     return tell
 
-# %% ../../nbs/studies/sweep.ipynb #c068
+# %% ../../nbs/studies/sweep.ipynb #c071
 def run_sweep(sweep: Sweep, parallel: int = 1, quiet: bool = False) -> Sweep:
     """Run a sweep in its folder, `parallel` runs at a time, or continue it there.
 
