@@ -318,7 +318,8 @@ def _times(inputs: dict) -> torch.Tensor:
 # %% ../nbs/09_dpo.ipynb #c044
 def _check_alike(trainer) -> None:
     "InputError if log-ratios aren't 0 although policy and reference are one model still."
-    found, rounding = trainer._metrics["train"], trainer.args.bf16 or trainer.args.fp16
+    found = trainer._metrics["train"]
+    rounding = trainer.args.bf16 or trainer.args.fp16 or on_hardware().dtype != "float32"
     for side in ("chosen", "rejected"):
         off = abs(found[f"rewards/{side}"][-1]) / trainer.beta
         size = max(1, abs(found[f"logps/{side}"][-1]))

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['Shown', 'Policy', 'TOO_LONG', 'Asking', 'HIGHEST', 'winner', 'wins', 'round_robin', 'run_with', 'knockout',
-           'adaptive', 'replay', 'agreement', 'JudgeSettings', 'policy_for', 'JudgeSetup', 'no_seed', 'judge_requests',
-           'judged', 'judge_step', 'judge_with', 'judge_stats', 'read_score', 'ScoreRow', 'score_rows', 'score_ids',
-           'score_requests', 'score_solutions']
+           'adaptive', 'replay', 'agreement', 'JudgeSettings', 'policy_for', 'judged_with', 'JudgeSetup', 'no_seed',
+           'judge_requests', 'judged', 'judge_step', 'judge_with', 'examples_of', 'few_shot', 'judge_stats',
+           'read_score', 'ScoreRow', 'score_rows', 'score_ids', 'score_requests', 'score_solutions']
 
 # %% ../nbs/04_judge.ipynb #c003
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass, replace
-from itertools import combinations, permutations
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations, permutations, zip_longest
 from typing import Annotated, Literal, TypeVar
 
 import numpy as np
@@ -282,6 +282,10 @@ class JudgeSettings:
         1  # verdicts sampled of each comparison; its score is their share
     )
 
+    shots: Annotated[int, Field(ge=0, le=100)] = (
+        0  # rows of the judge's data that are shown before the question
+    )
+
     def __post_init__(self):
         if self.votes > 1 and self.verdict != "explained":
             share = "it has a probability, which the share of ever more votes comes to"
@@ -300,6 +304,14 @@ def policy_for(n: int, s: JudgeSettings) -> Policy:
     return round_robin(n, s.orders == "both")
 
 # %% ../nbs/04_judge.ipynb #c048
+_OFF = {"votes": 1, "shots": 0}  # settings that earlier versions didn't have, as they are by default
+
+
+def judged_with(s: JudgeSettings) -> dict:
+    "The settings as they are kept beside judgements: what earlier versions didn't have only where it is set."
+    return {name: value for name, value in asdict(s).items() if name not in _OFF or value != _OFF[name]}
+
+# %% ../nbs/04_judge.ipynb #c051
 @dataclass(frozen=True)
 class JudgeSetup:
     "Who judges, and how: the same for all steps of all problems."
@@ -314,7 +326,7 @@ def no_seed(a: int, b: int) -> int:
     "The seed of every comparison of a judge that does not sample."
     return 0
 
-# %% ../nbs/04_judge.ipynb #c052
+# %% ../nbs/04_judge.ipynb #c055
 def judge_requests(
     setup: JudgeSetup,
     question: str,
@@ -326,7 +338,9 @@ def judge_requests(
     "One request for each pair in `asked`; `seed(a, b)` gives its seed."
     s, domain = setup.settings, setup.domain
     check_tokenizer(setup.tokenizer, domain)
-    shared = Sampling(s.votes, s.temperature, s.top_p, s.max_tokens)
+    # a base model that has seen examples goes on to judge examples of its own
+    stop = ("[[A]]", "[[B]]") if s.shots else ()
+    shared = Sampling(s.votes, s.temperature, s.top_p, s.max_tokens, stop)
     steps = [defused(x) for x in steps]
     texts = [defused(x) for x in texts]
     requests = []
@@ -336,7 +350,7 @@ def judge_requests(
         requests.append(Request(prompt_ids(setup.tokenizer, prompt), sampling))
     return requests
 
-# %% ../nbs/04_judge.ipynb #c055
+# %% ../nbs/04_judge.ipynb #c058
 TOO_LONG = "(the comparison does not fit the model's context)"
 
 
@@ -355,7 +369,7 @@ def _sent(requests: list[Request | None], context: int) -> Generator:
     heard = yield from _heard(requests, context)
     return [completions[0] if completions else None for completions in heard]
 
-# %% ../nbs/04_judge.ipynb #c058
+# %% ../nbs/04_judge.ipynb #c061
 def _written_judgement(shown: Shown, c: Completion | None) -> Judgement:
     "The judgement of a verdict that was written."
     if c is None:
@@ -373,7 +387,7 @@ def _scored_judgement(shown: Shown, explanation: str, c: Completion | None) -> J
     verdict = "A" if x > y else "B"
     return Judgement(*shown, verdict, f"{explanation} [[{verdict}]]", c.logprobs)
 
-# %% ../nbs/04_judge.ipynb #c061
+# %% ../nbs/04_judge.ipynb #c064
 def _voted_judgement(shown: Shown, completions: list[Completion]) -> Judgement:
     "The judgement of several sampled verdicts of one comparison."
     if not completions:
@@ -385,7 +399,7 @@ def _voted_judgement(shown: Shown, completions: list[Completion]) -> Judgement:
     text = completions[said.index(verdict) if verdict in said else 0].text
     return Judgement(*shown, verdict, text, votes=votes)
 
-# %% ../nbs/04_judge.ipynb #c064
+# %% ../nbs/04_judge.ipynb #c067
 Asking = Generator[list[Request], list[list[Completion]], _T]  # yields requests, returns a _T
 
 
@@ -435,7 +449,7 @@ def judged(
     explanations = [None if c is None else explanation_ids(setup.tokenizer, c) for c in written]
     return (yield from _scored(setup, asked, requests, explanations))
 
-# %% ../nbs/04_judge.ipynb #c067
+# %% ../nbs/04_judge.ipynb #c070
 def judge_step(
     setup: JudgeSetup,
     question: str,
@@ -454,7 +468,7 @@ def judge_step(
         except StopIteration as end:
             return judgements, end.value
 
-# %% ../nbs/04_judge.ipynb #c070
+# %% ../nbs/04_judge.ipynb #c073
 def judge_with(
     engine,
     setup: JudgeSetup,
@@ -467,12 +481,45 @@ def judge_with(
     judging = judge_step(setup, question, steps, texts, seed)
     return run_with(judging, lambda requests: generate(engine, requests))
 
-# %% ../nbs/04_judge.ipynb #c081
+# %% ../nbs/04_judge.ipynb #c084
+def examples_of(rows: list[EFTRow], n: int, held_out: list[EFTRow]) -> list[EFTRow]:
+    """The first `n` rows whose verdicts are A and B in turn, so that neither side is favoured.
+
+    InputError if there are too few, or one is about a step of `held_out`."""
+    by_side = {side: [r for r in rows if r.verdict == side] for side in "AB"}
+    taken = [r for pair in zip_longest(by_side["A"][:n], by_side["B"][:n]) for r in pair if r][:n]
+    if len(taken) < n:
+        raise InputError(f"examples: {n} are wanted, and there are {len(taken)}")
+    asked = {(r.question, *r.steps): r.id for r in held_out}
+    for r in taken:
+        twin = asked.get((r.question, *r.steps))
+        if twin:
+            raise InputError(
+                f"examples: {r.id} asks about the same step as {twin}, which is judged; take others"
+            )
+    return taken
+
+
+def few_shot(domain: Domain, examples: list[EFTRow]) -> Domain:
+    "The domain whose question to the judge comes after solved ones."
+
+    def solved(r: EFTRow) -> str:
+        asked = domain.judge(r.question, [defused(s) for s in r.steps], defused(r.a), defused(r.b))
+        return f"{asked} {r.explanation.strip()} [[{r.verdict}]]\n\n\n"
+
+    before = "".join(map(solved, examples))
+
+    def judge(question: str, steps: list[str], a: str, b: str) -> str:
+        return before + domain.judge(question, steps, a, b)
+
+    return replace(domain, judge=judge)
+
+# %% ../nbs/04_judge.ipynb #c088
 def judge_stats(steps: Iterable[list[Judgement]]) -> dict:
     """Counts over the judgements of many steps, with swap-consistency and position bias.
 
-    `both_orders` counts the pairs shown in both orders, `consistent` those with the same winner in both. Where
-    comparisons have several votes, `vote_agreement` is the share of these that say what the majority says."""
+    `both_orders` counts the pairs shown in both orders, `consistent` those with the same winner in both. Of
+    comparisons with several votes, `vote_agreement` is the share of votes that say what the majority says."""
     c = dict.fromkeys(("comparisons", "abstained", "said_a", "both_orders", "consistent"), 0)
     votes = Counter()
     for judgements in steps:
@@ -493,7 +540,7 @@ def judge_stats(steps: Iterable[list[Judgement]]) -> dict:
     n = votes.total()
     return c | ({"votes": n, "vote_agreement": votes[True] / n} if n else {})
 
-# %% ../nbs/04_judge.ipynb #c085
+# %% ../nbs/04_judge.ipynb #c092
 HIGHEST = 5  # score of a solution; the lowest is 0, as in Yuan et al. 2024
 
 
@@ -503,7 +550,7 @@ def read_score(text: str, mark: str) -> float | None:
     score = float(found[-1]) if found else None
     return score if score is not None and score <= HIGHEST else None
 
-# %% ../nbs/04_judge.ipynb #c088
+# %% ../nbs/04_judge.ipynb #c095
 @dataclass
 class ScoreRow:
     "A solution so far, and the score that a model is to learn to give it."
@@ -524,7 +571,7 @@ def _right(r: EFTRow, domain: Domain) -> list[bool]:
         right[k] = right[k] if known is None else known
     return right
 
-# %% ../nbs/04_judge.ipynb #c091
+# %% ../nbs/04_judge.ipynb #c098
 def score_rows(rows: list[EFTRow], domain: Domain) -> list[ScoreRow]:
     "One row a judgement: its solution so far with candidate A, worth 5 times its share of right steps."
     out = []
@@ -534,7 +581,7 @@ def score_rows(rows: list[EFTRow], domain: Domain) -> list[ScoreRow]:
         out.append(ScoreRow(r.id, r.question, steps, HIGHEST * sum(right) // len(right), words))
     return out
 
-# %% ../nbs/04_judge.ipynb #c094
+# %% ../nbs/04_judge.ipynb #c101
 def score_ids(tokenizer, mark: str) -> tuple[list[int], tuple[int, ...]]:
     "(ids that open a score, the six ids with which it then says 0 to 5). InputError if there are none."
     written = [ids_after(tokenizer, ".", f"\n{mark} {score}") for score in range(HIGHEST + 1)]
@@ -564,7 +611,7 @@ def score_requests(
         requests.append(Request(prompt_ids(setup.tokenizer, prompt), sampling))
     return requests
 
-# %% ../nbs/04_judge.ipynb #c097
+# %% ../nbs/04_judge.ipynb #c104
 def _before_mark(tokenizer, c: Completion, mark: str) -> list[int]:
     "The ids of a reply before its last mark, the end-of-text id left out."
     ids = c.ids[:-1] if c.finish_reason == "eos" else c.ids
@@ -592,7 +639,7 @@ def _mean_scores(
         texts.append(f"{said}\n{setup.domain.rubric.mark} {scores[-1]:.2f}" if c else TOO_LONG)
     return texts, scores
 
-# %% ../nbs/04_judge.ipynb #c101
+# %% ../nbs/04_judge.ipynb #c108
 def score_solutions(
     setup: JudgeSetup,
     question: str,

@@ -220,6 +220,8 @@ def _refuse_together(r: Recipe):
         raise InputError(
             "dpo.rehearsal: a run that starts with M1 has no IFT rows; set it to 0, or start with M0"
         )
+    if r.judge.shots and r.start != "M0":
+        raise InputError("judge.shots: a run that starts with M1 has no EFT rows to show; set it to 0")
     judge, pairs = r.judge, r.pairs
     in_both = judge.policy == "round robin" and judge.orders == "both"
     if pairs.judgements != "off" and not (in_both and judge.votes > 1):

@@ -295,11 +295,18 @@ class LearntText:
     kind: str  # "path" of a trajectory that has pairs, or "rehearsal" of what fine-tuning taught
 
 # %% ../nbs/00_records.ipynb #c058
+@functools.cache
+def _layers(kind) -> tuple[bool, type, tuple]:
+    "(is an annotated type a record?, its outermost layer, what is in that); asked once, not for every row."
+    outer = typing.get_origin(kind) or kind
+    return dataclasses.is_dataclass(kind), outer, typing.get_args(kind)
+
+# %% ../nbs/00_records.ipynb #c061
 def _fits(kind, value) -> bool:
     "Is a JSON value of the annotated type, as far as its outermost layer tells?"
-    if dataclasses.is_dataclass(kind):
+    record, outer, _ = _layers(kind)
+    if record:
         return isinstance(value, dict)
-    outer = typing.get_origin(kind) or kind
     if outer is tuple:
         return isinstance(value, list)
     if isinstance(value, bool):
@@ -311,8 +318,8 @@ def _fits(kind, value) -> bool:
 
 def _items(kind, values: list, where: str) -> list:
     "The items of a JSON array as what a list or tuple of type `kind` holds."
-    inner = typing.get_args(kind)
-    if typing.get_origin(kind) is tuple and Ellipsis not in inner:
+    _, outer, inner = _layers(kind)
+    if outer is tuple and Ellipsis not in inner:
         if len(values) != len(inner):
             raise InputError(f"{where}: expected {len(inner)} items, found {len(values)}")
         return [_build(one, v, where) for one, v in zip(inner, values, strict=True)]
@@ -320,28 +327,29 @@ def _items(kind, values: list, where: str) -> list:
         return values
     return [_build(inner[0], v, where) for v in values]
 
-# %% ../nbs/00_records.ipynb #c061
+# %% ../nbs/00_records.ipynb #c064
 def _build(kind, value, where: str):
     "Value of annotated type `kind` from plain JSON."
-    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
-    fitting = [k for k in (typing.get_args(kind) if union else (kind,)) if _fits(k, value)]
-    if not fitting and dataclasses.is_dataclass(kind):
+    record, outer, inner = _layers(kind)
+    union = outer in (typing.Union, types.UnionType)
+    fitting = [k for k in (inner if union else (kind,)) if _fits(k, value)]
+    if not fitting and record:
         raise InputError(f"{where}: expected an object, found {type(value).__name__}")
     if not fitting:
         name = getattr(kind, "__name__", kind) if typing.get_origin(kind) is None else kind
         raise InputError(f"{where}: expected {name}, found {json.dumps(value)[:60]}")
     one = fitting[0]
-    if dataclasses.is_dataclass(one):
+    if _layers(one)[0]:
         return as_record(one, value, where)
     if not isinstance(value, list):
         return value
     items = _items(one, value, where)
-    return tuple(items) if typing.get_origin(one) is tuple else items
+    return tuple(items) if _layers(one)[1] is tuple else items
 
 
 _hints = functools.cache(typing.get_type_hints)  # of a class; asked for once, not for every row
 
-# %% ../nbs/00_records.ipynb #c064
+# %% ../nbs/00_records.ipynb #c067
 @functools.cache
 def _needed(cls) -> dict[str, bool]:
     "Name of a field -> must it be given? Looked at once, not for every row."
@@ -366,7 +374,7 @@ def as_record(cls, row: dict, where: str = "record"):
             built[name] = _build(hints[name], value, f"{where}: {name}")
     return cls(**built)
 
-# %% ../nbs/00_records.ipynb #c066
+# %% ../nbs/00_records.ipynb #c069
 _LATER = (
     "relabelled",
     "ended_otherwise",
@@ -394,10 +402,10 @@ def as_row(record) -> dict:
     kept = {name: value for name, value in fields if value or name not in _LATER}
     return {name: value if type(value) in _ATOMS else _written(value) for name, value in kept.items()}
 
-# %% ../nbs/00_records.ipynb #c075
+# %% ../nbs/00_records.ipynb #c078
 SCHEMA = 1  # of everything written by this version; a run records it
 
-# %% ../nbs/00_records.ipynb #c077
+# %% ../nbs/00_records.ipynb #c080
 def _number(value):
     "Text that is a number, as one; anything else as it is."
     if not isinstance(value, str):
@@ -411,7 +419,7 @@ def _number(value):
 # a finite float; `1e-6` as text is one too
 Number = typing.Annotated[float, BeforeValidator(_number), AllowInfNan(False)]
 
-# %% ../nbs/00_records.ipynb #c080
+# %% ../nbs/00_records.ipynb #c083
 def nearest(word: str, known) -> str:
     "'; did you mean ...?' or the list of what there is."
     close = get_close_matches(str(word), list(known), 1, 0.5)
@@ -425,7 +433,7 @@ def _field_at(cls, path: list[str]):
         cls = cls.__pydantic_fields__[name].annotation
     return cls, cls.__pydantic_fields__.get(last)
 
-# %% ../nbs/00_records.ipynb #c083
+# %% ../nbs/00_records.ipynb #c086
 _EXPECTED = {"int_type": "int", "int_from_float": "int", "float_type": "float", "string_type": "str"} | {
     "bool_type": "bool",
     "list_type": "list",
@@ -454,7 +462,7 @@ def _out_of_range(error: dict, field) -> str:
         return f"{value} is not more than {_figure(bounds['gt'])}"
     return f"{value} is less than {_figure(bounds['ge'])}"
 
-# %% ../nbs/00_records.ipynb #c085
+# %% ../nbs/00_records.ipynb #c088
 def _path(cls, loc: tuple) -> list[str]:
     "The names that lead to a setting, from where pydantic found it; [] if that is no setting."
     names = list(cls.__pydantic_fields__)
@@ -485,7 +493,7 @@ def _wrong(cls, error: dict) -> str:
         return f"{name}: expected a finite number, not {value}"
     return f"{name}: {error['msg']}, not {value!r}"
 
-# %% ../nbs/00_records.ipynb #c087
+# %% ../nbs/00_records.ipynb #c090
 def _refusal(cls, e: ValidationError, where: str) -> InputError:
     "The InputError for what pydantic found: an unknown setting, else all that is missing, else the first."
     found = e.errors()
@@ -496,7 +504,7 @@ def _refusal(cls, e: ValidationError, where: str) -> InputError:
     said = _wrong(cls, (unknown or found)[0])
     return InputError(f"{where}: {said}" if where else said)
 
-# %% ../nbs/00_records.ipynb #c089
+# %% ../nbs/00_records.ipynb #c092
 def _signature(cls) -> inspect.Signature:
     "How a class of settings is called, for `help`: plain types and defaults."
     hints, parameters = typing.get_type_hints(cls), []
@@ -528,7 +536,7 @@ def settings(cls):
     made.__signature__ = _signature(made)
     return made
 
-# %% ../nbs/00_records.ipynb #c091
+# %% ../nbs/00_records.ipynb #c094
 def _as_json(value) -> str:
     "Nested mappings as JSON. InputError if they hold themselves."
 

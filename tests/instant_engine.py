@@ -34,7 +34,9 @@ class InstantEngine:
         ids = self.tokenizer(text.removesuffix("<eos>"), add_special_tokens=False)["input_ids"]
         if not text.endswith("<eos>"):
             return Completion(ids, text, "stop")
-        return Completion(ids + [self.tokenizer.convert_tokens_to_ids(eos)], text.removesuffix("<eos>"), "eos")
+        return Completion(
+            ids + [self.tokenizer.convert_tokens_to_ids(eos)], text.removesuffix("<eos>"), "eos"
+        )
 
     def _answer(self, request) -> list[Completion]:
         "Completions of one request: a verdict, or candidates."

@@ -1,5 +1,6 @@
 "One process or two, whole models or divided ones, at once or after a kill: the same weights."
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,12 +11,13 @@ import pytest
 import torch
 import train_cases
 import yaml
+from safetensors.torch import load_file
 
 from psr_nb.dpo import DPOSettings, step_dpo_trainer, train_dpo
 from psr_nb.engines.load import load_model
 from psr_nb.files import append_jsonl, packaged
 from psr_nb.records import IFTRow, InputError
-from psr_nb.sft import SFTSettings, train_sft
+from psr_nb.sft import HardwareSettings, SFTSettings, on_hardware, train_sft
 
 M1 = str(packaged("models/demo-m1"))
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -75,7 +77,8 @@ def test_two_processes_give_what_one_gives(tmp_path):
 
 @pytest.mark.slow
 def test_fine_tuning_has_a_command(tmp_path):
-    rows = [IFTRow(f"{i}+{i}?", [f"{i}+{i}={2 * i}", f"So it is {2 * i}."], str(2 * i)) for i in range(9)]
+    solved = [(f"{i}+{i}?", [f"{i}+{i}={2 * i}", f"So it is {2 * i}."], str(2 * i)) for i in range(9)]
+    rows = [IFTRow(id=q, question=q, steps=steps, answer=answer) for q, steps, answer in solved]
     append_jsonl(tmp_path / "rows.jsonl", rows)
     files = ["--model", M1, "--rows", tmp_path / "rows.jsonl", "--domain", "arithmetic"]
     files += ["--out", tmp_path / "two"]
@@ -137,6 +140,21 @@ def test_a_padded_training_goes_on_in_the_middle_of_its_second_epoch(tmp_path):
     for how, out in (("whole", "one"), ("stopped", "other"), ("resumed", "other")):
         by_one(tmp_path, "sft padded", how, out)
     assert furthest(weights(tmp_path / "one"), weights(tmp_path / "other")) == 0
+
+
+def test_a_model_is_trained_and_saved_in_bfloat16(tmp_path):
+    train_cases.make_model(tmp_path / "model")
+    on_hardware(HardwareSettings(dtype="bfloat16", save="bfloat16"))
+    try:
+        s = SFTSettings(learning_rate=1e-2, batch_size=8, epochs=2)
+        figures = train_sft(str(tmp_path / "model"), train_cases.rows(), tmp_path / "bf16", s)
+    finally:
+        on_hardware(HardwareSettings())
+    saved = load_file(tmp_path / "bf16" / "model.safetensors")
+    assert {w.dtype for w in saved.values()} == {torch.bfloat16}
+    assert figures["loss_last"] < figures["loss_first"]
+    config = json.loads((tmp_path / "bf16" / "config.json").read_text())
+    assert config["dtype"] == "bfloat16" and load_model(str(tmp_path / "bf16")).dtype == torch.float32
 
 
 @pytest.mark.slow

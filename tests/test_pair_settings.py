@@ -1,7 +1,9 @@
 "Settings of the literature, off by default: what each does, and that trees and pairs give the same."
 
 import copy
+import json
 import typing
+from collections import Counter
 from dataclasses import replace
 from functools import cache
 
@@ -12,9 +14,10 @@ from psr_nb.domains.arithmetic import ARITHMETIC
 from psr_nb.dpo import DPOSettings, step_dpo_trainer
 from psr_nb.engine import load_tokenizer
 from psr_nb.engines.transformers import load_model
+from psr_nb.evaluate import JudgeRow
 from psr_nb.files import packaged, read_jsonl
 from psr_nb.pairs import PairSettings, make_pairs, path_text, weighted
-from psr_nb.records import IFTRow, InputError, LearntText, Trajectory
+from psr_nb.records import IFTRow, InputError, LearntText, StepPair, Trajectory
 from psr_nb.sft import ift_ids
 
 M0, M1 = (str(packaged(f"models/demo-m{n}")) for n in (0, 1))
@@ -155,3 +158,52 @@ def test_length_is_penalised_and_limited():
     near, limited = make_pairs(rows, PairSettings(max_length_ratio=2.5))
     assert all(len(p.chosen_ids) <= 2.5 * len(p.rejected_ids) for p in near)
     assert 0 < limited["pairs"] < table["pairs"] == limited["pairs"] + limited["lengths too unequal"]
+
+
+TOGETHER = {
+    "questions": "[10,8]",
+    "judge.votes": 3,
+    "judge.temperature": 0.8,
+    "judge.shots": 1,
+    "pairs.judges_agree": "[M1,self]",
+    "pairs.judgements": "consistent",
+    "pairs.weight": "margin",
+    "pairs.length_penalty": 0.01,
+    "pairs.max_length_ratio": 4,
+    "dpo.nll_weight": 0.1,
+    "dpo.nll_on": "trajectory",
+    "dpo.rehearsal": 0.2,
+    "dpo.reference": "ema",
+    "dpo.loss": "apo_zero",
+}
+
+
+@pytest.mark.slow
+def test_a_run_with_all_of_them(psr, tmp_path):
+    asked = [x for name, value in TOGETHER.items() for x in ("--set", f"{name}={value}")]
+    limits = [x for name in ("test", "judge_test", "ift", "eft") for x in ("--set", f"data.{name}_limit=8")]
+    out = tmp_path / "run"
+    done = psr("run", "fast", "--out", out, *asked, *limits)
+    assert done.returncode == 0, done.stderr
+    for n in (2, 3):
+        made = json.loads((out / f"M{n}" / "metrics.json").read_text())
+        table, pairs = made["pair_table"], read_jsonl(out / f"M{n}" / "pairs.jsonl", StepPair)
+        of_steps = [p for p in pairs if p.weight is not None]
+        assert len(of_steps) == table["pairs"] and len(pairs) == made["pairs"]
+        assert len(pairs) - len(of_steps) == table["pairs of judgements"] > 0
+        assert sum(p.weight for p in of_steps) == pytest.approx(len(of_steps))
+        texts = read_jsonl(out / f"M{n}" / "texts.jsonl", LearntText)
+        own = {p.trajectory_id for p in of_steps}
+        assert {t.id for t in texts if t.kind == "path"} == own
+        assert any(t.kind == "rehearsal" for t in texts)
+        assert made["search"]["judge"]["vote_agreement"] > 0.5
+        log = [json.loads(x) for x in (out / f"M{n}" / "model" / "training.jsonl").read_text().splitlines()]
+        assert all(row["nll/texts"] > 0 for row in log)
+    asked = read_jsonl(out / "M3" / "agreement.jsonl", JudgeRow)
+    said = Counter()
+    for row in asked:
+        said[row.id] += {row.gold: 1, None: 0}.get(row.verdict, -1)
+    kept = {f"{p.trajectory_id} step {p.step}" for p in of_steps}
+    assert kept == {id for id, n in said.items() if n > 0}
+    assert table.get("judges disagree", 0) >= len(said) - len(kept)
+    assert not (out / "M2" / "agreement.jsonl").exists() and not (out / "M3" / "model.training").exists()

@@ -1,7 +1,7 @@
 """Small trainings by name, for one process or several: `torchrun tests/train_cases.py FOLDER JOB=OUT ...`.
 
 A job is CASE/SHARD/HOW. HOW is whole, stopped (after five updates, of which four are in a checkpoint: in the
-middle of the second epoch), killed (so too, but by a signal), or resumed, which goes on with what was stopped."""
+middle of the second epoch), killed (so too, by a signal), or resumed, which goes on with what was left."""
 
 import os
 import random

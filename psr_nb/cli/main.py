@@ -15,7 +15,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -419,13 +419,14 @@ def _judged_with(args, path: str, tokenizer, domain, settings) -> dict:
     "What must be the same when a judge's evaluation is continued."
     from psr_nb.engine import fingerprint
     from psr_nb.engines.choose import engine_kind
+    from psr_nb.judge import judged_with
 
     return fingerprint(path, tokenizer) | {
         "pairs": args.pairs,
         "asks": domain.judge("?", [], "a", "b"),
         "engine": engine_kind(path, engine_given(args)),
         "dtype": args.dtype,
-        "settings": asdict(settings),
+        "settings": judged_with(settings),
     }
 
 
@@ -441,6 +442,18 @@ def _judgement_bar(pairs: list):
     return bar, progress
 
 # %% ../../nbs/cli/main.ipynb #c069
+def _shown_examples(args, domain, pairs: list):
+    "The domain that asks the judge, with `--shots` examples before the question."
+    from psr_nb.judge import examples_of, few_shot
+    from psr_nb.questions.solutions import load_eft
+
+    if bool(args.shots) != bool(args.shots_from):
+        raise InputError("--shots: takes a number, and --shots-from the EFT rows; give both or neither")
+    if not args.shots:
+        return domain
+    return few_shot(domain, examples_of(load_eft(args.shots_from, []), args.shots, pairs))
+
+# %% ../../nbs/cli/main.ipynb #c072
 def evaluate_the_judge(args):
     "psr_nb judge-eval"
     from psr_nb.engines.choose import open_engine
@@ -452,7 +465,8 @@ def evaluate_the_judge(args):
     from psr_nb.recipe import domain_named
 
     pairs, counts = load_judge_test(args.pairs, args.limit)
-    domain, s, out = domain_named(args.domain), JudgeSettings(max_tokens=args.max_tokens), Path(args.out)
+    domain, out = _shown_examples(args, domain_named(args.domain), pairs), Path(args.out)
+    s = JudgeSettings(max_tokens=args.max_tokens, shots=args.shots)
     path = model_path(args.model)
     check_ready(path, engine_given(args), Wanted(domain, {"--max-tokens": args.max_tokens}))
     with locked(out):
@@ -475,11 +489,14 @@ def _add_judge_eval(add):
     c.add_argument("--pairs", required=True, help=pairs)
     c.add_argument("--limit", type=whole(), help="only the first so many pairs")
     c.add_argument("--max-tokens", type=TOKENS, default=256, help="per judgement (default %(default)s)")
+    shots = "examples before the question, for a base model (default none; the paper shows M0 three)"
+    c.add_argument("--shots", type=whole(), default=0, help=shots)
+    c.add_argument("--shots-from", metavar="FILE", help="EFT rows that the examples are taken from")
     out = "folder for the judgements, continued if it exists (default %(default)s)"
     c.add_argument("--out", default="judge-evaluation", help=out)
     _domain_and_engine_options(c)
 
-# %% ../../nbs/cli/main.ipynb #c073
+# %% ../../nbs/cli/main.ipynb #c076
 def _an_answer(value) -> bool:
     "Is a JSON value text, or a number and finite?"
     return isinstance(value, str) or (type(value) in (int, float) and math.isfinite(value))
@@ -500,7 +517,7 @@ def _check_columns(where: str, row):
             f"{where}: the tolerance is {tolerance!r}; it should be a number that is not negative"
         )
 
-# %% ../../nbs/cli/main.ipynb #c077
+# %% ../../nbs/cli/main.ipynb #c080
 def _check_row(where: str, row, allow_bad_gold: bool):
     "InputError for a row that can't be graded."
     from psr_nb.maths.grade import gold_problem
@@ -527,7 +544,7 @@ def _rows_to_grade(path: str, allow_bad_gold: bool) -> list[dict]:
         raise InputError(f"{path}: there are no rows in it")
     return [row for _, row in rows]
 
-# %% ../../nbs/cli/main.ipynb #c080
+# %% ../../nbs/cli/main.ipynb #c083
 def _answer_in(row: dict, read: str) -> tuple[str | None, bool]:
     "(the answer of a row, was it read from the last sentence of its response?)"
     from psr_nb.maths.read import read_last_sentence, read_math_answer
@@ -553,7 +570,7 @@ def _graded(rows: list[dict], seconds: float, workers: int | None, read: str = "
         for row, (_, said), (equal, note) in zip(some, found, verdicts, strict=True):
             yield row | {"equal": equal, "note": note} | ({"from_sentence": True} if said else {})
 
-# %% ../../nbs/cli/main.ipynb #c083
+# %% ../../nbs/cli/main.ipynb #c086
 def _grade_summary(notes: Counter, right: int, sentences: Counter | None = None) -> str:
     """How many answers are equal, with an interval, and how that was decided.
 
@@ -583,7 +600,7 @@ def grade(args):
             bar.update()
     print(_grade_summary(notes, right, sentences), file=sys.stderr)
 
-# %% ../../nbs/cli/main.ipynb #c087
+# %% ../../nbs/cli/main.ipynb #c090
 def _add_grade(add):
     c = add(
         "grade",
@@ -603,7 +620,7 @@ def _add_grade(add):
     )
     _reading_option(c)
 
-# %% ../../nbs/cli/main.ipynb #c090
+# %% ../../nbs/cli/main.ipynb #c093
 def _bench_dpo(args):
     "psr_nb bench dpo"
     from psr_nb.cli.bench import bench_dpo
@@ -618,7 +635,7 @@ def _bench_dpo(args):
     on = ", ".join(f"{k} {v}" for k, v in figures["on"].items())
     print(f"ratios above 1 are in favour of the tree; measured on {on}")
 
-# %% ../../nbs/cli/main.ipynb #c094
+# %% ../../nbs/cli/main.ipynb #c097
 def _search_figures(args) -> dict:
     "What `bench_search` measures with the settings of the command line."
     from psr_nb.cli.bench import bench_search
@@ -656,7 +673,7 @@ def _bench_search(args):
     print("\n".join(f"{k}: {r[k]}" for k in r if k not in ("ways", "policies", "on")))
     print("measured on " + ", ".join(f"{k} {v}" for k, v in r["on"].items()))
 
-# %% ../../nbs/cli/main.ipynb #c097
+# %% ../../nbs/cli/main.ipynb #c100
 def _bench_search_options(c):
     "What is searched by `bench search`, and how."
     c.add_argument("--questions", help="search: question file or hub data set (default: the demo's)")
@@ -679,7 +696,7 @@ def _bench_search_options(c):
     c.add_argument("--max-tokens", type=TOKENS, default=256, help=judged)
     c.add_argument("--domain", default="math", help="search: math (default), arithmetic, or module:NAME")
 
-# %% ../../nbs/cli/main.ipynb #c100
+# %% ../../nbs/cli/main.ipynb #c103
 def bench(args):
     "psr_nb bench"
     return _bench_search(args) if args.what == "search" else _bench_dpo(args)
@@ -707,7 +724,7 @@ def _add_bench(add):
     c.add_argument("--json", action="store_true")
     engine_options(c)
 
-# %% ../../nbs/cli/main.ipynb #c104
+# %% ../../nbs/cli/main.ipynb #c107
 def _report_sweep(path: str | Path, out: str | None = None):
     "Print a sweep's table and write its page."
     from psr_nb.dashboard.sweeps import sweep_html, sweep_json, sweep_text
@@ -729,7 +746,7 @@ def _report_of_sweep(args):
         return print(save_sweep_figure(args.run, args.figures, args.png))
     _report_sweep(args.run, args.out)
 
-# %% ../../nbs/cli/main.ipynb #c107
+# %% ../../nbs/cli/main.ipynb #c110
 def report(args):
     "psr_nb report"
     from psr_nb.dashboard.figures import save_figures
@@ -760,7 +777,7 @@ def _add_report(add):
     c.add_argument("--png", action="store_true", help=png)
     c.add_argument("run", help="folder of a run or a sweep")
 
-# %% ../../nbs/cli/main.ipynb #c112
+# %% ../../nbs/cli/main.ipynb #c115
 def _arm(run, given: str | None) -> str:
     "The arm asked for, or the first."
     if given not in (None, *run.recipe.arms):
@@ -783,7 +800,7 @@ def _judged_pairs(run, arm: str, args) -> dict:
         )
     return {m: judged[m] for m in wanted}
 
-# %% ../../nbs/cli/main.ipynb #c116
+# %% ../../nbs/cli/main.ipynb #c119
 def _opened(args):
     "The run, with its own domain imported if it was named."
     from psr_nb.recipe import domain_named
@@ -793,7 +810,7 @@ def _opened(args):
         domain_named(args.domain)
     return open_run(args.run)
 
-# %% ../../nbs/cli/main.ipynb #c118
+# %% ../../nbs/cli/main.ipynb #c121
 def rejudge_run(args):
     "psr_nb rejudge"
     from psr_nb.dashboard.rejudge import judge_agreement, judges, rejudge_in_child
@@ -827,7 +844,7 @@ def _add_rejudge(add):
     c.add_argument("--arm", help="arm of the run (default: the first)")
     set_engine_option(c)
 
-# %% ../../nbs/cli/main.ipynb #c122
+# %% ../../nbs/cli/main.ipynb #c125
 def probe_run(args):
     "psr_nb probe"
     from psr_nb.dashboard.probe import probe_in_child, probe_summary, probe_table
@@ -867,7 +884,7 @@ def _add_probe(add):
     c.add_argument("run", help="run folder")
     c.add_argument("--arm", help="arm of the run (default: the first)")
 
-# %% ../../nbs/cli/main.ipynb #c125
+# %% ../../nbs/cli/main.ipynb #c128
 def _fail(code: int, message) -> SystemExit:
     "What ends the program, after a line on standard error."
     print(f"psr_nb: {one_line(str(message))}", file=sys.stderr)
@@ -880,7 +897,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message):
         raise _fail(2, f"{message}; `{self.prog} --help` shows what there is")
 
-# %% ../../nbs/cli/main.ipynb #c127
+# %% ../../nbs/cli/main.ipynb #c130
 _EXAMPLES = """examples:
   psr_nb demo                                   the whole loop on the embedded model, minutes on a laptop
   psr_nb recipes smollm2-gsm8k-cpu              what a recipe says
@@ -925,7 +942,7 @@ def parser() -> argparse.ArgumentParser:
         add_command(add)
     return p
 
-# %% ../../nbs/cli/main.ipynb #c130
+# %% ../../nbs/cli/main.ipynb #c133
 def _run_command(args):
     "Run a parsed command. Whatever the user or the system can mend ends it with a line and an exit code."
     from psr_nb.jobs import JobError

@@ -128,12 +128,12 @@ def load_metrics(run: Run | str | Path) -> pd.DataFrame:
     run = _opened(run)
     order = {arm: i for i, arm in enumerate(run.recipe.arms)}
     rows = []
-    for arm, n, folder in run.models:
+    for _, n, folder in run.models:
         if not (folder / "metrics.json").exists():
             continue
-        for a in [other for other in run.recipe.arms if run.folder(other, n) == folder]:
-            row = {"arm": a, "model": f"M{n}"} | _metrics(folder)
-            rows.append((order[a], n, row))
+        for arm in [other for other in run.recipe.arms if run.folder(other, n) == folder]:
+            row = {"arm": arm, "model": f"M{n}"} | _metrics(folder)
+            rows.append((order[arm], n, row))
     rows.sort(key=lambda r: r[:2])
     return pd.DataFrame([row for _, _, row in rows])
 

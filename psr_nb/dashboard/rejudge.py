@@ -26,9 +26,9 @@ from ..engine import Engine, EngineSettings, fingerprint, seed_of
 from ..engines.choose import open_engine
 from ..files import append_jsonl, locked, model_path, read_jsonl, same_settings
 from ..jobs import run_job
-from ..judge import JudgeSetup, judged
+from ..judge import JudgeSetup, judged, judged_with
 from ..recipe import domain_named
-from ..records import InputError, Judgement, Step, Trajectory, as_settings
+from ..records import InputError, Judgement, Step, Trajectory, as_row, as_settings
 from ..run import Run, domain_folder, open_run
 from ..search import drive
 from ..statistics import share
@@ -133,7 +133,7 @@ def _row(key: StepKey, judgements: list[Judgement]) -> dict:
         "problem_id": problem,
         "step": k,
         "attempt": attempt,
-        "judgements": [asdict(j) for j in judgements],
+        "judgements": [as_row(j) for j in judgements],
     }
 
 # %% ../../nbs/dashboard/rejudge.ipynb #c022
@@ -152,7 +152,7 @@ def rejudge(
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent):
         kept = fingerprint(model or name, engine.tokenizer)
-        kept["judge"] = asdict(run.recipe.judge)
+        kept["judge"] = judged_with(run.recipe.judge)
         kept["domain"] = run.recipe.domain
         same_settings(path.parent, kept)
         todo = _unjudged(run, _judged_steps(index, ids), engine, path)

@@ -74,6 +74,7 @@ def divide(model) -> None:
     for module in [m for m in model.modules() if type(m).__name__ in layers]:
         fully_shard(module, mp_policy=policy)
     fully_shard(model, mp_policy=policy)
+    model.computes_in = torch.bfloat16 if on_gpu else torch.float32
     model._is_distributed_loading_by_transformers = True  # so its Trainer neither moves nor wraps it
 
 

@@ -22,6 +22,7 @@ from ..engines.ready import Wanted, check_ready
 from ..evaluate import EvalRow, Solving, accuracy, check_unique, evaluate, refuse_bad_golds
 from ..files import locked, model_path, read_jsonl, same_settings, write_whole
 from ..jobs import progress_bar
+from ..judge import judged_with
 from ..questions.benchmarks import benchmark_name, load_benchmark
 from ..records import InputError
 from ..statistics import accuracy_table, compare, to_latex, to_markdown_table
@@ -72,7 +73,7 @@ def _kept_settings(path: str, tokenizer, how: Solving, e: EngineSettings) -> dic
     if how.settings.read == "marked":  # as in folders from before there was a choice
         del kept["settings"]["read"]
     if how.settings.mode == "search":
-        kept |= {"search": asdict(how.search), "judge": asdict(how.judge)}
+        kept |= {"search": asdict(how.search), "judge": judged_with(how.judge)}
         del kept["search"]["rollouts"]  # for an arm of a run, and not in folders from before there were any
     return kept
 

@@ -196,7 +196,7 @@ def serving(b: Basis) -> Serving:
     batch = min(most, parts["cache"] / text)
     return Serving(engines, s.tensor_parallel, parts, max(1.0, batch))
 
-
+# %% ../../nbs/studies/placement.ipynb #c032
 def engines_named(b: Basis) -> str:
     "Where the engines are, in words."
     at, hw = serving(b), b.hardware
@@ -206,7 +206,7 @@ def engines_named(b: Basis) -> str:
     said = f"{at.engines} x {engine_of(b)} on {at.gpus} GPU{'s' * (at.gpus > 1)}"
     return f"{said}, {idle} idle" if idle > 0 else said
 
-# %% ../../nbs/studies/placement.ipynb #c033
+# %% ../../nbs/studies/placement.ipynb #c035
 def placing_fault(b: Basis) -> str:
     "Why a recipe's engines can't be placed on the GPUs, '' if they can."
     s, gpus, dividing = b.recipe.engine, b.hardware.gpus, tensor_parallel_values(b.shape)
@@ -236,7 +236,7 @@ def _share_fault(b: Basis) -> str:
     said = f"{b.together} arms at the same time reserve {s.gpu_memory:g} of each GPU each"
     return f"parallel: {said}; set engine.gpu_memory: {share:g}, or parallel: 1, or engine.kind: transformers"
 
-# %% ../../nbs/studies/placement.ipynb #c037
+# %% ../../nbs/studies/placement.ipynb #c039
 def _would_fit(b: Basis) -> str:
     "What would make an engine fit, in words."
     s, hw = b.recipe.engine, b.hardware
@@ -267,7 +267,7 @@ def engine_fault(b: Basis) -> str:
         return f"engine: {told}, its engines take {needed:.3g} of {hw.memory:.3g}; {_would_fit(b)}"
     return f"engine: {told} on each of its GPUs, which have {hw.memory:.3g}; {_would_fit(b)}"
 
-# %% ../../nbs/studies/placement.ipynb #c041
+# %% ../../nbs/studies/placement.ipynb #c043
 _LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container, in bytes, or "max"
 
 
@@ -283,7 +283,7 @@ def card_named(name: str) -> str:
     plain = name.replace(" ", "").upper()
     return next((card for card in CARDS if card in plain), "GPU")
 
-# %% ../../nbs/studies/placement.ipynb #c043
+# %% ../../nbs/studies/placement.ipynb #c045
 def machine_here(r: Recipe) -> Hardware:
     "The machine at hand. InputError for an engine that is asked for and isn't installed."
     import torch
@@ -295,7 +295,7 @@ def machine_here(r: Recipe) -> Hardware:
     memory = min(torch.cuda.get_device_properties(i).total_memory for i in range(n)) / GIB
     return Hardware(gpus=n, gpu_memory=memory, card=card_named(torch.cuda.get_device_name(0)), engine=kind)
 
-# %% ../../nbs/studies/placement.ipynb #c047
+# %% ../../nbs/studies/placement.ipynb #c049
 def machine_for(r: Recipe, **named) -> tuple[Recipe, Hardware]:
     """(the recipe, with its training on the machine, the machine of a plan).
 
