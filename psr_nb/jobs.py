@@ -327,7 +327,7 @@ def _follow(path: str, parent: int):
         time.sleep(0.2)
     os.killpg(0, signal.SIGKILL)
 
-# %% ../nbs/13_jobs.ipynb #c067
+# %% ../nbs/13_jobs.ipynb #c068
 PATIENCE = 5.0  # seconds in which a network file system shows a new file
 
 
@@ -344,7 +344,7 @@ def _job_at(path: str, token: str) -> dict:
             raise InputError(f"{Path(path).parent}: {unseen}; put it on a file system that all nodes share")
         time.sleep(0.2)
 
-# %% ../nbs/13_jobs.ipynb #c070
+# %% ../nbs/13_jobs.ipynb #c071
 def rank_main():
     "Entry point of one of several processes of a job: `FILE TOKEN PARENT` are its arguments."
     file, token, parent = sys.argv[1:]
@@ -365,7 +365,7 @@ def rank_main():
     say(**said)
     _exit(0 if "result" in said else 1)
 
-# %% ../nbs/13_jobs.ipynb #c072
+# %% ../nbs/13_jobs.ipynb #c075
 def _port(token: str) -> int:
     "Where the nodes of a job meet: below the ports that systems give away, another one for every job."
     return 10_000 + int(token, 16) % 20_000
@@ -382,7 +382,7 @@ def _torchrun(job: dict, head: str, here: str, number: str) -> list[str]:
     rank = [*_entry("rank_main"), job["file"], token, str(os.getpid())]
     return [*where, f"--nproc-per-node={place.processes}", "--no-python", *rank]
 
-# %% ../nbs/13_jobs.ipynb #c075
+# %% ../nbs/13_jobs.ipynb #c079
 def _first_death(failures: dict) -> dict:
     "Which rank ended in what way, of torchrun's failures by rank: `killed`, or `ended` with a status."
     own = {rank: f.exitcode for rank, f in failures.items() if f.exitcode != -signal.SIGTERM}
@@ -406,7 +406,7 @@ def _ranks(job: dict, *at: str) -> dict:
         return _crash(e)
     return {}
 
-# %% ../nbs/13_jobs.ipynb #c078
+# %% ../nbs/13_jobs.ipynb #c083
 def node_main():
     "Entry point of one of several nodes: `FILE TOKEN HEAD [ADDRESS NUMBER]`; Slurm says the last two itself."
     file, token, head, *here = sys.argv[1:]
@@ -425,7 +425,7 @@ def node_main():
         print(json.dumps(said), flush=True)
     _exit(1 if said else 0)
 
-# %% ../nbs/13_jobs.ipynb #c080
+# %% ../nbs/13_jobs.ipynb #c087
 def slurm_hosts(nodes: int) -> list[str]:
     "The first so many nodes of the Slurm allocation. InputError if it has not so many."
     listed = os.environ.get("SLURM_JOB_NODELIST", "")
@@ -448,7 +448,7 @@ def _over_slurm(job: dict, place: Place) -> dict:
     code = subprocess.run(command, stdin=subprocess.DEVNULL).returncode
     return {"ended": f"srun ended with exit status {code}"} if code else {}
 
-# %% ../nbs/13_jobs.ipynb #c083
+# %% ../nbs/13_jobs.ipynb #c091
 def _node_lines(job: dict, head: str, number: int) -> Iterator[bytes | int]:
     "What runs on a node of Ray: a node's process; the lines it says, and its exit status at the end."
     import ray
@@ -481,7 +481,7 @@ def _passed_on(ray, nodes: list, events: int) -> dict:
             return {"ended": f"node {nodes.index(one)} ended with exit status {item}"}
     return {}
 
-# %% ../nbs/13_jobs.ipynb #c085
+# %% ../nbs/13_jobs.ipynb #c095
 def _group(ray, place: Place):
     "A placement group of one bundle on each of several nodes. InputError if the cluster has not so many."
     gpus = ray.cluster_resources().get("GPU", 0)
@@ -513,7 +513,7 @@ def _over_ray(job: dict, place: Place, events: int) -> dict:
     nodes = [on_node(i, _node_lines, num_returns="streaming") for i in range(place.nodes)]
     return _passed_on(ray, [node.remote(job, head, i) for i, node in enumerate(nodes)], events)
 
-# %% ../nbs/13_jobs.ipynb #c088
+# %% ../nbs/13_jobs.ipynb #c099
 def _launched(job: dict, say: partial) -> dict:
     "Do a job with several processes; what is left to say at its end."
     place = Place(**job["place"])
@@ -532,7 +532,7 @@ def _launched(job: dict, say: partial) -> dict:
     except Exception as e:
         return _crash(e)
 
-# %% ../nbs/13_jobs.ipynb #c093
+# %% ../nbs/13_jobs.ipynb #c105
 def progress_bar(unit: str) -> Callable[..., None]:
     "A progress function with a tqdm bar for each thing that it is told of, counted in units."
     from tqdm.auto import tqdm

@@ -553,7 +553,7 @@ def read_score(text: str, mark: str) -> float | None:
 # %% ../nbs/04_judge.ipynb #c095
 @dataclass
 class ScoreRow:
-    "A solution so far, and the score that a model is to learn to give it."
+    "A solution, and the score that a model is to learn to give it."
 
     id: str
     question: str
@@ -562,10 +562,10 @@ class ScoreRow:
     words: str = ""  # what leads to the score, in the domain's words
 
 
-def _right(r: EFTRow, domain: Domain) -> list[bool]:
-    "Is each step right, of those before a judgement and its candidate A?"
-    steps = [*r.steps, r.a]
-    right = [True] * len(r.steps) + [r.verdict == "A"]
+def _right(r: EFTRow, steps: list[str], domain: Domain) -> list[bool]:
+    "Is each step right, of those before a judgement, its candidate A, and those that finish the solution?"
+    right = [True] * len(steps)
+    right[len(r.steps)] = r.verdict == "A"
     for k, step in enumerate(steps if domain.check else []):
         known = domain.check(r.question, steps[:k], step)
         right[k] = right[k] if known is None else known
@@ -573,11 +573,13 @@ def _right(r: EFTRow, domain: Domain) -> list[bool]:
 
 # %% ../nbs/04_judge.ipynb #c098
 def score_rows(rows: list[EFTRow], domain: Domain) -> list[ScoreRow]:
-    "One row a judgement: its solution so far with candidate A, worth 5 times its share of right steps."
-    out = []
+    "One row a judgement: its solution with candidate A, worth 5 times its share of right steps."
+    out, rubric = [], domain.rubric
     for r in rows:
-        steps, right = [*r.steps, r.a], _right(r, domain)
-        words = domain.rubric.words(r.question, steps, right) if domain.rubric.words else ""
+        steps = [*r.steps, r.a]
+        steps += rubric.finish(r.question, steps) if rubric.finish else []
+        right = _right(r, steps, domain)
+        words = rubric.words(r.question, steps, right) if rubric.words else ""
         out.append(ScoreRow(r.id, r.question, steps, HIGHEST * sum(right) // len(right), words))
     return out
 

@@ -25,6 +25,8 @@ class Rubric:
     mark: str = "Score:"  # what stands before the score in a reply
     # question, steps, is each right? -> the words before the score, for a row to learn from
     words: Callable[[str, list[str], list[bool]], str] | None = None
+    # question, steps -> right steps that end a solution so far, for rows to be whole solutions
+    finish: Callable[[str, list[str]], list[str]] | None = None
 
 
 @dataclass(frozen=True)

@@ -802,7 +802,7 @@ def agree_job(progress: Callable[[str, int, int], None], **at) -> None:
     evaluate_judge(engine, rows, target.domain, target.folder / "agreement.jsonl", r.judge, progress)
     phase.end()
 
-# %% ../nbs/15_run.ipynb #c114
+# %% ../nbs/15_run.ipynb #c116
 def _unweighted(target: Target, fates: Counter) -> Iterator[StepPair]:
     "The pairs that an arm's filters keep, in the order of the questions, whatever order they finished in."
     found, s = _found(target), target.recipe.pairs
@@ -811,7 +811,7 @@ def _unweighted(target: Target, fates: Counter) -> Iterator[StepPair]:
     pairs = kept_pairs(in_order, fates, s, answers, target.domain)
     return _agreed(target, pairs, fates) if _asks_again(target) else pairs
 
-# %% ../nbs/15_run.ipynb #c118
+# %% ../nbs/15_run.ipynb #c120
 def _own_pairs(target: Target, fates: Counter) -> Iterator[StepPair]:
     "An arm's own pairs, with their weights; the steps are counted in `fates` as they come by."
     pairs, s = _unweighted(target, fates), target.recipe.pairs
@@ -841,7 +841,7 @@ def _pairs(target: Target, fates: Counter) -> Iterator[StepPair]:
     if least < own:
         fates["left out to match"] = own - least
 
-# %% ../nbs/15_run.ipynb #c122
+# %% ../nbs/15_run.ipynb #c124
 def _why_none(target: Target, fates: dict[str, int]) -> str:
     "What to say when a search gave no pair: what became of its steps and its candidates."
 
@@ -862,7 +862,7 @@ def _why_none(target: Target, fates: dict[str, int]) -> str:
     where = target.run.path
     return f"{said}. `psr_nb report {where}` shows them; changed settings need a folder of their own"
 
-# %% ../nbs/15_run.ipynb #c125
+# %% ../nbs/15_run.ipynb #c127
 def made_of(run: Run, arm: str, n: int) -> dict:
     "What made model `n`: search, pairs and training in figures."
     target, training = Target(run, arm, n), Path(run.model(arm, n)) / "training.json"
@@ -901,13 +901,13 @@ def _live(target: Target, fates: Counter) -> dict:
         pass
     return live_figures(live)
 
-# %% ../nbs/15_run.ipynb #c127
+# %% ../nbs/15_run.ipynb #c129
 def _measured(target: Target) -> bool:
     "Are a model's figures there, or another arm's to make? M1 is the first arm's, as a rule."
     others = target.n == 1 and not target.run.own_m1(target.arm)
     return others or (target.folder / "metrics.json").exists()
 
-# %% ../nbs/15_run.ipynb #c131
+# %% ../nbs/15_run.ipynb #c133
 def _judges(target: Target) -> bool:
     "Are the steps of this arm judged, by the model itself or by another?"
     return arm_of(target.arm).scorer in ("judge", "flipped")
@@ -926,7 +926,7 @@ def _rows_to_check(target: Target, engine) -> tuple[str, list[EFTRow]]:
     setup = SearchSetup(engine.tokenizer, target.domain, r.search, r.judge, seed=seed, context=engine.context)
     return "search", sampled_pairs(engine, setup, target.questions, n)
 
-# %% ../nbs/15_run.ipynb #c134
+# %% ../nbs/15_run.ipynb #c136
 def _kept_health(target: Target) -> dict:
     "What `health.json` holds of the making of a model; {} if there is none. InputError for other things."
     file = target.folder / "health.json"
@@ -941,7 +941,7 @@ def _keep_health(target: Target, **found):
     kept = _kept_health(target) | found
     write_whole(target.folder / "health.json", json.dumps(kept, indent=1))
 
-# %% ../nbs/15_run.ipynb #c135
+# %% ../nbs/15_run.ipynb #c137
 def _check(target: Target, engine, progress: Callable[[str, int, int], None]):
     "Show the judge of the model before some pairs in both orders, and keep its figures; once."
     r = target.recipe
@@ -955,7 +955,7 @@ def _check(target: Target, engine, progress: Callable[[str, int, int], None]):
     phase.end()
     _keep_health(target, pairs_from=source, pairs=len(rows), check=figures)
 
-# %% ../nbs/15_run.ipynb #c139
+# %% ../nbs/15_run.ipynb #c141
 def _note_search(target: Target):
     "Keep the figures of health of a finished search; once."
     if "search" in _kept_health(target) or not _searched(target):
@@ -975,7 +975,7 @@ def _length_growth(target: Target) -> dict[str, dict]:
     first, now = (step_tokens(read_jsonl(file, EvalRow)) for file in files)
     return {"length_growth": growth(first, now)}
 
-# %% ../nbs/15_run.ipynb #c142
+# %% ../nbs/15_run.ipynb #c144
 def health_of(target: Target) -> dict[str, dict]:
     """`check` and `search`, each name -> `value`, `low`, `high`, `n`: the health that a model was made with.
 
@@ -994,7 +994,7 @@ def crossings(target: Target) -> list[tuple[str, Crossing]]:
     found = health_of(target)
     return [(at, c) for at in found for c in crossed(found[at], target.recipe.gates)]
 
-# %% ../nbs/15_run.ipynb #c146
+# %% ../nbs/15_run.ipynb #c148
 @dataclass(frozen=True)
 class Ended:
     "Why an arm makes no more models, though its recipe has questions for them."
@@ -1004,7 +1004,7 @@ class Ended:
     by: str  # "gates" or "stop"
     said: str
 
-# %% ../nbs/15_run.ipynb #c148
+# %% ../nbs/15_run.ipynb #c150
 def _by_gates(target: Target) -> Ended | None:
     "What the gates say to the model that would come next."
     gates = target.recipe.gates
@@ -1035,7 +1035,7 @@ def _by_patience(target: Target) -> Ended | None:
     lift = f"to go on, --set stop.patience=0 (it is {s.patience})"
     return Ended(arm, target.n, "stop", f"{said}; {lift}")
 
-# %% ../nbs/15_run.ipynb #c150
+# %% ../nbs/15_run.ipynb #c152
 def why_ended(run: Run, arm: str) -> Ended | None:
     "Why an arm ended before its last model, None if it did not."
     for n in range(2, run.last + 1):
@@ -1045,7 +1045,7 @@ def why_ended(run: Run, arm: str) -> Ended | None:
             return _by_gates(target) or _by_patience(target)
     return None
 
-# %% ../nbs/15_run.ipynb #c154
+# %% ../nbs/15_run.ipynb #c156
 def domain_folder(name: str) -> str | None:
     "The folder in which this process found the module of a recipe's own domain, None for a built-in one."
     module = sys.modules.get(name.partition(":")[0].partition(".")[0]) if ":" in name else None
@@ -1059,7 +1059,7 @@ def _target(recipe: dict, path: str, arm: str, n: int, domain_from: str | None =
         sys.path.append(domain_from)
     return Target(Run(as_recipe(recipe), Path(path)), arm, n)
 
-# %% ../nbs/15_run.ipynb #c157
+# %% ../nbs/15_run.ipynb #c159
 def _measure(target: Target, engine, progress: Callable[[str, int, int], None]):
     "Evaluate a model at solving and judging, and write its metrics.json."
     r, folder, run = target.recipe, target.folder, target.run
@@ -1101,7 +1101,7 @@ def engine_job(progress: Callable[[str, int, int], None], **at) -> None:
         _search(following, engine, progress)
         _note_search(following)
 
-# %% ../nbs/15_run.ipynb #c158
+# %% ../nbs/15_run.ipynb #c160
 def _make_m1(target: Target, out: Path, seed: int, progress: Callable[[str, int, int], None]):
     "Fine-tune the run's base model on its IFT and EFT rows, these as scores where an arm scores solutions."
     run, r, domain = target.run, target.recipe, target.domain
@@ -1125,7 +1125,7 @@ def _make_next(target: Target, out: Path, seed: int, progress: Callable[[str, in
     pairs += read_jsonl(texts, LearntText) if texts.exists() else []
     train_dpo(run.model(target.arm, target.n - 1), pairs, out, r.dpo, seed, _reference(target), progress)
 
-# %% ../nbs/15_run.ipynb #c160
+# %% ../nbs/15_run.ipynb #c162
 def _paths(target: Target, pairs: Iterable[StepPair]) -> list[LearntText]:
     "The paths of the trajectories that have pairs, where their likelihood is learnt."
     s = target.recipe.dpo
@@ -1150,7 +1150,7 @@ def _rehearsed(target: Target, n: int) -> list[LearntText]:
         texts.append(LearntText(row.id, ids, [[len(prompt), len(ids)]], "rehearsal"))
     return texts
 
-# %% ../nbs/15_run.ipynb #c163
+# %% ../nbs/15_run.ipynb #c165
 def _reference(target: Target) -> str | None:
     "Folder or hub id of the reference of a training; None for the model that it starts from."
     run, which = target.run, target.recipe.dpo.reference
@@ -1170,7 +1170,7 @@ def _make_average(target: Target):
     models = [target.run.model(target.arm, n) for n in range(1, target.n)]
     averaged(models, r.dpo.ema_decay, out)
 
-# %% ../nbs/15_run.ipynb #c166
+# %% ../nbs/15_run.ipynb #c168
 def data_job(progress: Callable[[str, int, int], None], **at) -> None:
     """Write the pairs that model `n` is trained on; M1 has rows in the run's data. `at`: see `_target`.
 
@@ -1211,7 +1211,7 @@ def train_job(progress: Callable[[str, int, int], None], **at) -> None:
     if rank in (None, "0"):
         phase.end()
 
-# %% ../nbs/15_run.ipynb #c170
+# %% ../nbs/15_run.ipynb #c172
 def _needed(target: Target) -> bool:
     "Is there work left that loads this model?"
     run, n = target.run, target.n
@@ -1238,7 +1238,7 @@ def _model_fault(target: Target) -> str:
             seal(model)
     return fault
 
-# %% ../nbs/15_run.ipynb #c173
+# %% ../nbs/15_run.ipynb #c175
 def _metrics_fault(folder: Path) -> str:
     "What is wrong with a model's metrics.json, '' if nothing or if it is not there."
     metrics, rows = folder / "metrics.json", folder / "evaluation.jsonl"
@@ -1251,7 +1251,7 @@ def _metrics_fault(folder: Path) -> str:
     there = _rows_in(rows) if rows.exists() else n
     return f"is of {n} problems, not of {there}" if there < n else ""
 
-# %% ../nbs/15_run.ipynb #c174
+# %% ../nbs/15_run.ipynb #c176
 def _health_fault(target: Target) -> str:
     "What is wrong with the health.json of a model, '' if nothing or if it is not there."
     try:
@@ -1270,7 +1270,7 @@ def _damaged(target: Target) -> dict[Path, str]:
     found[folder / "health.json"] = _health_fault(target)
     return {path: fault for path, fault in (found | {pairs: "is torn" if torn else ""}).items() if fault}
 
-# %% ../nbs/15_run.ipynb #c178
+# %% ../nbs/15_run.ipynb #c180
 def _cut_rows(folder: Path) -> list[str]:
     "Cut off what is torn at the end of a model's files of rows; a sentence for each."
     files = [
@@ -1296,7 +1296,7 @@ def mend(run: Run) -> list[str]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     return said
 
-# %% ../nbs/15_run.ipynb #c182
+# %% ../nbs/15_run.ipynb #c184
 class _Bar:
     "One line of progress for each arm: a bar on a terminal or in a notebook, plain lines elsewhere."
 
@@ -1348,7 +1348,7 @@ class _Bar:
             if under_way and now - self.told >= self.every:
                 self._line(f"{self.what} {self.done} of {self.total}, {now - self.start:.0f} s{self.rate}")
 
-# %% ../nbs/15_run.ipynb #c186
+# %% ../nbs/15_run.ipynb #c188
 def visible_gpus() -> list[str]:
     "The GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."
     import torch
@@ -1374,7 +1374,7 @@ def place_of(r: Recipe, job: str, arm: int = 0) -> Place:
     alone = n == 1 and h.shard == "none"
     return Place(threads, gpus) if alone else Place(threads, gpus, n, first=first)
 
-# %% ../nbs/15_run.ipynb #c190
+# %% ../nbs/15_run.ipynb #c192
 def _check_nodes(r: Recipe):
     "InputError where there is nothing that reaches the recipe's nodes."
     nodes = r.hardware.nodes
@@ -1398,7 +1398,7 @@ def check_places(r: Recipe):
         raise InputError(f"hardware.gpus: {there}; set it to {seen}, or leave it out for all that are")
     replicas_of(r.engine)
 
-# %% ../nbs/15_run.ipynb #c193
+# %% ../nbs/15_run.ipynb #c195
 @dataclass
 class _Work:
     "A run under way, what its children share, and what stops them all."
@@ -1420,7 +1420,7 @@ class _Work:
         log = self.run.path / "jobs.log"
         run_job(f"psr_nb.run:{job}", arguments, log, progress, place, (self.lock,), self.stopped)
 
-# %% ../nbs/15_run.ipynb #c196
+# %% ../nbs/15_run.ipynb #c198
 def _train(work: _Work, target: Target, bar: _Bar) -> bool:
     "Make a model that is not there yet; False where its arm ends instead."
     there = (target.folder / "model").exists()
@@ -1450,7 +1450,7 @@ def _run_arm(work: _Work, arm: str, bar: _Bar, numbers: list[int]):
         if not (_measured(target) and searched):
             work.child("engine_job", target, bar)
 
-# %% ../nbs/15_run.ipynb #c197
+# %% ../nbs/15_run.ipynb #c199
 def _tell_crossings(target: Target):
     "Warn of the gates that were crossed in the making of a model and don't stop its arm."
     gates = target.recipe.gates
@@ -1470,7 +1470,7 @@ def _finish(todo: list, bars: dict[str, _Bar]):
         for bar in bars.values():
             bar.tell()
 
-# %% ../nbs/15_run.ipynb #c199
+# %% ../nbs/15_run.ipynb #c201
 def _run_arms(work: _Work, bars: dict[str, _Bar]):
     "M1, then all arms, `parallel` at a time. Whatever ends it early stops every child."
     r = work.run.recipe
@@ -1488,7 +1488,7 @@ def _run_arms(work: _Work, bars: dict[str, _Bar]):
         stop_jobs(work.stopped)
         raise
 
-# %% ../nbs/15_run.ipynb #c201
+# %% ../nbs/15_run.ipynb #c203
 def check_machine(r: Recipe, path: str | Path = ".") -> dict:
     "What `check_ready` finds. InputError for what this machine or the first model can't do."
     check_places(r)
@@ -1509,7 +1509,7 @@ def _first_model(run: Run) -> str:
     first = run.model(run.recipe.arms[0], 1)
     return first if os.path.exists(first) else model_path(run.recipe.model)
 
-# %% ../nbs/15_run.ipynb #c205
+# %% ../nbs/15_run.ipynb #c207
 def _check_room(run: Run, context: int):
     "Warn of questions that don't fit the first model's context, in tokens. InputError where none does."
     r = run.recipe
@@ -1520,7 +1520,7 @@ def _check_room(run: Run, context: int):
     tested = [p.question for name in held_out for p in read_jsonl(run.data(name), Problem)]
     check_questions(tokenizer, run.domain, tested, context, step if r.evaluate.mode == "search" else 1)
 
-# %% ../nbs/15_run.ipynb #c209
+# %% ../nbs/15_run.ipynb #c211
 def _check_second(run: Run, arm: str):
     "InputError for a second model that is not there, or can't judge in the run's domain."
     scorer, model = arm_of(arm).scorer, arm_of(arm).model
@@ -1544,7 +1544,7 @@ def _check_arms(run: Run):
             said = f"{len(blank)} of {len(searched)} questions have no answer (the first is {blank[0]})"
             raise InputError(f"arms: 'truth' in the domain {run.domain.name!r} needs answers, and {said}")
 
-# %% ../nbs/15_run.ipynb #c211
+# %% ../nbs/15_run.ipynb #c213
 def run(recipe: Recipe | str, path: str | Path, quiet: bool = False) -> Run:
     """Run a recipe in a folder, or continue it there. `why_ended` says of an arm if it ended early.
 

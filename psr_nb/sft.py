@@ -306,6 +306,24 @@ def _rows_on_disk(ids: Iterable[IdRow], limit: int, path: Path) -> tuple:
     return data, kept, len(lengths) - len(kept)
 
 # %% ../nbs/07_sft.ipynb #c061
+def _once(make: Callable[[Path], tuple], path: Path) -> tuple:
+    "(dataset that `make` writes to `path`, what else it gives), made by one of several processes for all."
+    from datasets import Dataset
+
+    if world() == 1:
+        return make(path)
+    made = [None]
+    if rank() == 0:
+        try:
+            made = [make(path)[1:]]
+        except InputError as e:
+            made = [e]
+    torch.distributed.broadcast_object_list(made)
+    if isinstance(made[0], InputError):
+        raise made[0]
+    return Dataset.from_file(str(path)), *made[0]
+
+# %% ../nbs/07_sft.ipynb #c064
 # DeepSpeed's configuration of ZeRO stage 3 (arXiv 1910.02054), its numbers filled in by transformers. Not
 # measured by us.
 _ZERO3 = {
@@ -355,7 +373,7 @@ def lora(s: TrainSettings):
     every = "all-linear"
     return LoraConfig(r=s.lora_rank, lora_alpha=s.lora_alpha, target_modules=every, task_type="CAUSAL_LM")
 
-# %% ../nbs/07_sft.ipynb #c064
+# %% ../nbs/07_sft.ipynb #c067
 @contextlib.contextmanager
 def own_random_state(checkpoint: str | Path, name: str) -> Iterator[str]:
     "A folder that has a file `name` with a random state: the checkpoint, or one with another process's."
@@ -367,7 +385,7 @@ def own_random_state(checkpoint: str | Path, name: str) -> Iterator[str]:
         shutil.copy(Path(checkpoint, there[0]), Path(other, name))
         yield other
 
-# %% ../nbs/07_sft.ipynb #c067
+# %% ../nbs/07_sft.ipynb #c070
 def _loader_of_all(trainer):
     "A loader of all batches for every process, in the order of one process."
     from accelerate.data_loader import prepare_data_loader
@@ -404,10 +422,13 @@ class Launched:
             self._save(output_dir, state_dict=state)
 
     def _load_from_checkpoint(self, checkpoint, model=None):
-        if not divided(self.model) or hasattr(self.model, "merge_and_unload"):
+        lora, parted = hasattr(self.model, "merge_and_unload"), divided(self.model)
+        # transformers writes the experts of a mixture one by one, and would not find them all in one again
+        if lora or not (parted or getattr(self.model, "_weight_conversions", None)):
             return super()._load_from_checkpoint(checkpoint, model)
-        kept = load_model(checkpoint, on_hardware().dtype, "cpu").state_dict() if rank() == 0 else {}
-        put_weights(self.model, kept)
+        needed = rank() == 0 or not parted
+        kept = load_model(checkpoint, on_hardware().dtype, "cpu").state_dict() if needed else {}
+        return put_weights(self.model, kept) if parted else self.model.load_state_dict(kept)
 
     def _save_optimizer_and_scheduler(self, output_dir):
         if not divided(self.model):
@@ -431,7 +452,7 @@ class Launched:
         with own_random_state(checkpoint, name) as where:
             super()._load_rng_state(where)
 
-# %% ../nbs/07_sft.ipynb #c071
+# %% ../nbs/07_sft.ipynb #c074
 def make_trainer(kind: type, net, args, **given):
     "A trainer of TRL's class `kind`. InputError for one process with several GPUs."
     if on_hardware().gpus == 1 and world() == 1 and args.n_gpu > 1:
@@ -445,7 +466,7 @@ def make_trainer(kind: type, net, args, **given):
         wrapper.forward = wrapper.model.__call__
     return trainer
 
-# %% ../nbs/07_sft.ipynb #c074
+# %% ../nbs/07_sft.ipynb #c077
 Progress = Callable[[str, int, int], None]  # told what is under way, how much is done, and of how much
 
 
@@ -465,7 +486,7 @@ def _callback(progress: Progress):
 
     return Watch()
 
-# %% ../nbs/07_sft.ipynb #c077
+# %% ../nbs/07_sft.ipynb #c080
 def _drop_torn(work: Path) -> None:
     "Remove the checkpoints in folder `work` that were not written to their end."
     for checkpoint in work.glob("checkpoint-*"):
@@ -479,7 +500,7 @@ def _last_checkpoint(work: Path) -> str | None:
     found = sorted(work.glob("checkpoint-*"), key=lambda c: int(c.name.split("-")[1]))
     return str(found[-1]) if found else None
 
-# %% ../nbs/07_sft.ipynb #c080
+# %% ../nbs/07_sft.ipynb #c083
 def _merged_anew(model):
     "LoRA of a divided model in a whole one, which process 0 reads again; in the others the model itself."
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -507,7 +528,7 @@ def _plain_model(trainer):
         return model.merge_and_unload(), None
     return model, state
 
-# %% ../nbs/07_sft.ipynb #c083
+# %% ../nbs/07_sft.ipynb #c086
 def _as_type(state: dict, weights: set[str], dtype: torch.dtype) -> dict:
     "The same state with those tensors that are weights in another type; what was one tensor stays one."
     cast = {}
@@ -538,7 +559,7 @@ def _save(out: Path, model, state: dict | None, tokenizer, texts: dict[str, str]
         for name, text in texts.items():
             write_whole(part / name, text)
 
-# %% ../nbs/07_sft.ipynb #c088
+# %% ../nbs/07_sft.ipynb #c091
 def work_of(out: str | Path) -> Path:
     "The folder of a training's checkpoints, beside the model that it makes."
     return Path(f"{out}.training")
@@ -558,7 +579,7 @@ def done_before(out: str | Path) -> dict | None:
         shutil.rmtree(work_of(out), ignore_errors=True)
     return json_file(out / "training.json")
 
-# %% ../nbs/07_sft.ipynb #c091
+# %% ../nbs/07_sft.ipynb #c094
 @contextlib.contextmanager
 def in_memory(trainer) -> Iterator[None]:
     "Turns an error for want of memory into an InputError that names what to lower."
@@ -569,7 +590,7 @@ def in_memory(trainer) -> Iterator[None]:
         way = f"lower {less}, set gradient_checkpointing, or divide the model with hardware.shard: fsdp"
         raise InputError(f"process {rank()} ran out of memory on {own_device()} in training; {way}") from e
 
-# %% ../nbs/07_sft.ipynb #c094
+# %% ../nbs/07_sft.ipynb #c097
 def fit(trainer, tokenizer, out: Path, facts: dict, progress: Progress) -> dict:
     """Train, from the last whole checkpoint if there is one, and save model, loss curve and figures at `out`
     in one move. The figures are `facts`, the number of updates, and the first and the last loss."""
@@ -594,7 +615,7 @@ def fit(trainer, tokenizer, out: Path, facts: dict, progress: Progress) -> dict:
     trainer.accelerator.wait_for_everyone()
     return facts
 
-# %% ../nbs/07_sft.ipynb #c098
+# %% ../nbs/07_sft.ipynb #c101
 _NO_BORDER = 1 << 60
 
 
@@ -613,7 +634,7 @@ def _keeps_apart(net, data) -> bool:
     two = _two(data, length_border(net.config) or _NO_BORDER)
     return len(two) < 2 or agrees(net, _one_row([_joined(two)]), fused=False)
 
-# %% ../nbs/07_sft.ipynb #c101
+# %% ../nbs/07_sft.ipynb #c104
 def _plain(trainer):
     "The causal language model in training, without PEFT's wrapper."
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -636,7 +657,7 @@ def _by_row_if_needed(trainer, longest: int) -> None:
     warnings.warn(f"{why}. Such rows go through the model one by one, which is slower", stacklevel=2)
     learn_rows(model, border)
 
-# %% ../nbs/07_sft.ipynb #c104
+# %% ../nbs/07_sft.ipynb #c107
 def _pack(data, lengths: list[int], s: SFTSettings, path: Path) -> tuple:
     "(packed rows on disk, arguments of SFTConfig that make batches of them)."
     packs, parts = _packs(lengths, s.pack_tokens), data.data.to_batches()
@@ -662,7 +683,7 @@ def _padded(s: SFTSettings) -> dict:
         train_sampling_strategy="group_by_length",
     )
 
-# %% ../nbs/07_sft.ipynb #c107
+# %% ../nbs/07_sft.ipynb #c110
 class _Routed:
     "For an SFTTrainer: adds the loss that balances routers."
 
@@ -679,7 +700,7 @@ class _Routed:
         counts = world() * (inputs["labels"] != -100).any()  # gradients are averaged over the processes
         return loss + counts * self.router_weight * balance / parts
 
-# %% ../nbs/07_sft.ipynb #c111
+# %% ../nbs/07_sft.ipynb #c114
 def own_turns(batches: list[dict], rank: int, world: int) -> list[dict | None]:
     "As many turns as there are batches: None, then those of process `rank` of `world`, each has as many."
     mine = batches[rank::world]
@@ -710,7 +731,7 @@ class _Turns:
         "What transformers estimates of a turn."
         return 0 if inputs is None else super().floating_point_ops(inputs)
 
-# %% ../nbs/07_sft.ipynb #c115
+# %% ../nbs/07_sft.ipynb #c118
 class _Order(torch.utils.data.Sampler):
     "The order of an epoch by transformers' sampler `inner`: the same in all processes, and when resumed."
 
@@ -760,7 +781,7 @@ def _trainer_class():
 
     return type("LaunchedSFTTrainer", (_Routed, _Turns, _Ordered, Launched, SFTTrainer), {})
 
-# %% ../nbs/07_sft.ipynb #c119
+# %% ../nbs/07_sft.ipynb #c122
 def _collator(s: SFTSettings, tokenizer, vocabulary: int):
     "What makes a batch of rows; None leaves it to TRL, which pads with the tokenizer's own id."
     if s.pack_tokens:
@@ -772,22 +793,22 @@ def _collator(s: SFTSettings, tokenizer, vocabulary: int):
 
     return DataCollatorForLanguageModeling(pad_token_id=pad)
 
-# %% ../nbs/07_sft.ipynb #c123
+# %% ../nbs/07_sft.ipynb #c126
 def _sft_trainer(net, tokenizer, ids: Iterable[IdRow], out: Path, s: SFTSettings, seed: int) -> tuple:
     "(trainer, figures of its rows)."
     from trl import SFTConfig
 
     vocabulary = net.get_input_embeddings().num_embeddings
     limit, files = min(s.max_length or 1 << 30, context_of(net)), work_of(out)
-    checked = _checked(ids, vocabulary)
-    data, lengths, too_long = _rows_on_disk(checked, limit, files / f"rows-{rank()}.arrow")
+    rows = functools.partial(_rows_on_disk, _checked(ids, vocabulary), limit)
+    data, lengths, too_long = _once(rows, files / "rows.arrow")
     figures = {"rows": len(lengths), "too_long": too_long}
     if s.pack_tokens and not _keeps_apart(net, data):
         warnings.warn(f"{type(net).__name__}: packed rows would see each other; all are padded", stacklevel=2)
         s = replace(s, pack_tokens=0)
     batches = _padded(s)
     if s.pack_tokens:
-        data, batches = _pack(data, lengths, s, files / f"packed-{rank()}.arrow")
+        data, batches = _once(functools.partial(_pack, data, lengths, s), files / "packed.arrow")
         figures["packed_rows"] = len(data)
     trainer = make_trainer(
         _trainer_class(),
@@ -804,7 +825,7 @@ def _sft_trainer(net, tokenizer, ids: Iterable[IdRow], out: Path, s: SFTSettings
         trainer.routers, trainer.router_weight = Routers(_plain(trainer)), s.router_aux_loss_coef
     return trainer, figures
 
-# %% ../nbs/07_sft.ipynb #c127
+# %% ../nbs/07_sft.ipynb #c130
 def train_sft(
     model: str,  # folder or hub id
     ids: Iterable[IdRow],  # may be an iterator: rows are looked at once
@@ -826,7 +847,7 @@ def train_sft(
     trainer, figures = _sft_trainer(net, tokenizer, ids, out, s, seed)
     return fit(trainer, tokenizer, out, figures, progress)
 
-# %% ../nbs/07_sft.ipynb #c139
+# %% ../nbs/07_sft.ipynb #c142
 def command_settings(cls: type, assignments: list[str]) -> tuple:
     "(settings of class `cls`, those of the hardware) from `--set` arguments. InputError for a wrong one."
     given, hardware = {}, {}
@@ -847,7 +868,7 @@ def _domain(name: str) -> Domain:
             f"--domain: {name!r} is neither math nor arithmetic, nor can it be imported ({e})"
         ) from e
 
-# %% ../nbs/07_sft.ipynb #c142
+# %% ../nbs/07_sft.ipynb #c145
 def _file_rows(paths: list[str]) -> tuple[list[IFTRow], list[EFTRow]]:
     "(solutions, judgements) of JSONL files. InputError names a bad row."
     found = {IFTRow: [], EFTRow: []}
@@ -869,7 +890,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--set", action="append", default=[], metavar="SETTING=VALUE", help=how)
     return p
 
-# %% ../nbs/07_sft.ipynb #c144
+# %% ../nbs/07_sft.ipynb #c147
 def _train_files(args: argparse.Namespace) -> dict:
     "What the command does; figures of the training."
     from psr_nb.engine import load_tokenizer
@@ -898,6 +919,6 @@ def main(argv: list[str] | None = None) -> None:
     if rank() == 0:
         print(figures)
 
-# %% ../nbs/07_sft.ipynb #c151
+# %% ../nbs/07_sft.ipynb #c154
 if __name__ == "__main__" and "__file__" in globals():
     main()  # run as a module, not in a notebook

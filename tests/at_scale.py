@@ -1,7 +1,7 @@
 """What an iteration's search costs beside its model: `python tests/at_scale.py PROBLEMS FOLDER [ARM] [STOP]`.
 
-An engine that answers at once searches so many problems of ten steps. STOP ends the process, as a kill does, when
-so many are done; the same command without it goes on. Each phase is a line of JSON."""
+An engine that answers at once searches so many problems of ten steps. STOP ends the process, as a kill does,
+when so many are done; the same command without it goes on. Each phase is a line of JSON."""
 
 import json
 import os

@@ -74,7 +74,10 @@ def done(tmp_path_factory, prm):
     arms = ["judge", "random", "frequency", "flipped", "truth", "solutions"]
     arms += [{"judge": "M1"}, {"judge": "M0"}, {"prm": str(prm)}]
     small = {"test_limit": 2, "judge_test_limit": 2, "ift_limit": 16, "eft_limit": 16}
-    more = {f"data.{name}": n for name, n in small.items()} | {"gates.action": "warn", "judge.verdict": "weighed"}
+    more = {f"data.{name}": n for name, n in small.items()} | {
+        "gates.action": "warn",
+        "judge.verdict": "weighed",
+    }
     recipe = load_recipe("fast", questions=[8], arms=arms, match_pairs=True, parallel=1, **more)
     with patch("psr_nb.run.run_job", in_this_process):
         return run(recipe, tmp_path_factory.mktemp("runs") / "all", quiet=True)
@@ -161,6 +164,16 @@ class Killed(BaseException):
     pass
 
 
+def to_rounding(t: Trajectory) -> tuple:
+    "A search but for the last digits of its numbers, which depend on what shares a batch."
+    steps = []
+    for s in t.steps:
+        verdicts = [(j.a, j.b, j.verdict) for j in s.judgements]
+        scores = [round(x, 3) for x in s.scores]
+        steps.append((s.k, s.outcome, s.chosen, s.rejected, [c.ids for c in s.candidates], scores, verdicts))
+    return t.ended, t.answer, t.output_tokens, steps
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("scorer", ["flipped", "truth", "solutions", "judge:M0", "prm"])
 def test_a_search_goes_on_after_a_kill(done, tmp_path, scorer):
@@ -180,4 +193,6 @@ def test_a_search_goes_on_after_a_kill(done, tmp_path, scorer):
     target.trajectories.write_bytes(whole[:-9])  # the third line is torn
     engine_job(lambda *_: None, **arguments, n=1)
     again = {t.problem_id: t for t in read_jsonl(target.trajectories, Trajectory)}
-    assert again == searches(done, arm)
+    assert {id: to_rounding(t) for id, t in again.items()} == {
+        id: to_rounding(t) for id, t in searches(done, arm).items()
+    }

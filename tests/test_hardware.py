@@ -339,6 +339,7 @@ def test_a_run_on_two_processes_killed_and_continued_is_the_run_on_one(tmp_path,
     psr_nb.run.run(load_recipe("fast", **{k: yaml.safe_load(str(v)) for k, v in SMALL.items()}), one)
     run = started(two, 2)
     until(lambda: list(two.glob("M1/model.training/checkpoint-2/manifest.json")), run)
+    assert [p.name for p in two.glob("M1/model.training/*.arrow")] == ["rows.arrow"]
     ranks = ranks_of(run)
     os.kill(ranks[0], signal.SIGKILL)
     said = run.communicate()[1].splitlines()[-1]

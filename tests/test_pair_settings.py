@@ -12,13 +12,26 @@ import torch
 
 from psr_nb.domains.arithmetic import ARITHMETIC
 from psr_nb.dpo import DPOSettings, step_dpo_trainer
-from psr_nb.engine import load_tokenizer
+from psr_nb.engine import RecordedEngine, load_tokenizer, says
 from psr_nb.engines.transformers import load_model
 from psr_nb.evaluate import JudgeRow
 from psr_nb.files import packaged, read_jsonl
-from psr_nb.pairs import PairSettings, make_pairs, path_text, weighted
-from psr_nb.records import IFTRow, InputError, LearntText, StepPair, Trajectory
+from psr_nb.judge import JudgeSettings, JudgeSetup, few_shot, judge_requests, judge_stats, judge_with, no_seed
+from psr_nb.pairs import PairSettings, judgement_pairs, make_pairs, path_text, weighted
+from psr_nb.records import (
+    Candidate,
+    EFTRow,
+    IFTRow,
+    InputError,
+    LearntText,
+    Step,
+    StepPair,
+    Trajectory,
+    as_record,
+    as_row,
+)
 from psr_nb.sft import ift_ids
+from psr_nb.texts.chat import prompt_ids
 
 M0, M1 = (str(packaged(f"models/demo-m{n}")) for n in (0, 1))
 LOSSES = typing.get_args(typing.get_type_hints(DPOSettings)["loss"])
@@ -161,10 +174,12 @@ def test_length_is_penalised_and_limited():
 
 
 TOGETHER = {
-    "questions": "[10,8]",
+    "model": "packaged:models/demo-m1",
+    "questions": "[7,6]",
+    "arms": "[judge]",
+    "gates.action": "warn",
     "judge.votes": 3,
     "judge.temperature": 0.8,
-    "judge.shots": 1,
     "pairs.judges_agree": "[M1,self]",
     "pairs.judgements": "consistent",
     "pairs.weight": "margin",
@@ -181,7 +196,7 @@ TOGETHER = {
 @pytest.mark.slow
 def test_a_run_with_all_of_them(psr, tmp_path):
     asked = [x for name, value in TOGETHER.items() for x in ("--set", f"{name}={value}")]
-    limits = [x for name in ("test", "judge_test", "ift", "eft") for x in ("--set", f"data.{name}_limit=8")]
+    limits = [x for name in ("test", "judge_test", "ift", "eft") for x in ("--set", f"data.{name}_limit=4")]
     out = tmp_path / "run"
     done = psr("run", "fast", "--out", out, *asked, *limits)
     assert done.returncode == 0, done.stderr
@@ -207,3 +222,73 @@ def test_a_run_with_all_of_them(psr, tmp_path):
     assert kept == {id for id, n in said.items() if n > 0}
     assert table.get("judges disagree", 0) >= len(said) - len(kept)
     assert not (out / "M2" / "agreement.jsonl").exists() and not (out / "M3" / "model.training").exists()
+
+
+def in_order(request):
+    "Three verdicts: two for the sum that is right, 2+3=5, and one for the other."
+    first = load_tokenizer(M1).decode(request.prompt_ids).index("=5") < 20
+    right, wrong = ("[[A]]", "[[B]]") if first else ("[[B]]", "[[A]]")
+    return says(load_tokenizer(M1), f"5. {wrong}", f"2+3=5. {right}", f"so 5. {right}")
+
+
+def judged_step(**settings):
+    "(what the judge was asked, a trajectory with one step judged with votes, who judged)."
+    seen, tok = [], load_tokenizer(M1)
+    judge = JudgeSetup(tok, ARITHMETIC, JudgeSettings(votes=3, temperature=1.0, **settings))
+
+    def listening(request):
+        seen.append(request)
+        return in_order(request)
+
+    judged, scores = judge_with(RecordedEngine(tok, listening), judge, "2+3?", [], ["2+3=5", "2+3=6"])
+    steps = [(tok(f" {s}\n", add_special_tokens=False)["input_ids"], f" {s}\n") for s in ("2+3=5", "2+3=6")]
+    candidates = [Candidate(ids, text, False) for ids, text in steps]
+    step = Step(1, 0, [5], candidates, judged, scores, "pair", chosen=0, rejected=1)
+    return seen, Trajectory("q", "2+3?", [4], [step], "step limit"), judge
+
+
+def test_a_candidate_wins_its_share_of_the_votes():
+    seen, t, _ = judged_step()
+    assert [r.sampling.n for r in seen] == [3, 3]
+    assert t.steps[0].scores == pytest.approx([4 / 3, 2 / 3])
+    assert [j.verdict for j in t.steps[0].judgements] == ["A", "B"]
+    assert as_record(Trajectory, json.loads(json.dumps(as_row(t)))) == t
+    assert judge_stats([t.steps[0].judgements])["vote_agreement"] == pytest.approx(2 / 3)
+
+
+def test_pairs_of_judgements_are_of_prompts_that_were_asked(tmp_path):
+    seen, t, judge = judged_step()
+    pairs = judgement_pairs(t, judge)
+    assert [p.prompt_ids for p in pairs] == [r.prompt_ids for r in seen]
+    assert [(p.chosen[-5:], p.rejected[-5:]) for p in pairs] == [("[[A]]", "[[B]]"), ("[[B]]", "[[A]]")]
+    assert [p.margin for p in pairs] == pytest.approx([1 / 3, 1 / 3])
+    both_ways(tmp_path, [*some_pairs()[:4], *pairs])
+    t.steps[0].judgements[1].verdict = "A"  # the orders disagree
+    assert judgement_pairs(t, judge) == []
+
+
+def test_the_model_that_searched_has_to_agree():
+    rows, asked = trajectories(), PairSettings(judges_agree=["self"])
+    pairs, table = make_pairs(rows)
+    kept, counted = make_pairs(rows, asked)
+    assert counted["pairs"] == len(kept) and {id(p) for p in kept}.isdisjoint(map(id, pairs))
+    assert len(pairs) == len(kept) + counted.get("judges disagree", 0) + counted.get("never compared", 0)
+    [t] = [judged_step()[1]]
+    assert len(make_pairs([t], asked)[0]) == 1
+    t.steps[0].judgements[0].votes = t.steps[0].judgements[1].votes = []
+    t.steps[0].judgements[0].verdict = "B"
+    assert make_pairs([t], asked)[1] == {"steps": 1, "judges disagree": 1}
+    with pytest.raises(InputError, match="judges_agree: 'M2' is not known; there is M1, self"):
+        PairSettings(judges_agree=["M2"])
+
+
+def test_examples_come_before_the_question_and_end_the_answer():
+    shown = [EFTRow("e", "1+1?", [], "1+1=2", "1+1=3", "A", "2 is right.")]
+    judge = JudgeSetup(load_tokenizer(M1), few_shot(ARITHMETIC, shown), JudgeSettings(shots=1))
+    [asked] = judge_requests(judge, "2+3?", [], ["2+3=5", "2+3=6"], [(1, 0)], no_seed)
+    plain = ARITHMETIC.judge("2+3?", [], "2+3=6", "2+3=5")
+    text = judge.domain.judge("2+3?", [], "2+3=6", "2+3=5")
+    assert text.endswith(plain) and text.startswith(
+        ARITHMETIC.judge("1+1?", [], "1+1=2", "1+1=3") + " 2 is right. [[A]]"
+    )
+    assert len(asked.prompt_ids) > len(prompt_ids(judge.tokenizer, plain)) and asked.sampling.stop

@@ -359,17 +359,23 @@ def test_the_command_prints_json_and_refuses_with_one_line(psr):
     assert len(done.stderr.strip().splitlines()) == 1 and "set sft.lora_rank: 64" in done.stderr
 
 
-@pytest.mark.slow
-def test_the_command_probes_this_machine(psr):
-    done = psr("plan", "fast", "--probe", "4", "--json")
-    made = json.loads(done.stdout)
-    assert done.returncode == 0, done.stderr
-    assert "measured on 4 questions" in made["lengths"]["source"] and made["rates"]["searching"] > 0
-    assert all(p["hours"] > 0 for p in made["phases"])
-    named = json.loads(
-        psr("plan", "fast", "--card", "A100", "--engine", "transformers", "--probe", "4", "--json").stdout
-    )
-    assert named["rates"] is None and named["lengths"] == made["lengths"]
+def test_measured_rates_are_those_of_the_machine_at_hand(monkeypatch, capsys):
+    r = load_recipe("fast")
+    found = Probed(replace(guessed_lengths(r), source="measured"), Rates(1000.0, 500.0, 1e9))
+    monkeypatch.setattr("psr_nb.studies.rates.probe", lambda recipe, count, progress: found)
+    main(["plan", "fast", "--probe", "4", "--json"])
+    here = json.loads(capsys.readouterr().out)
+    assert here["rates"]["searching"] == 1000 and here["lengths"]["source"] == "measured"
+    main(["plan", "fast", "--card", "A100", "--engine", "transformers", "--probe", "4", "--json"])
+    there = json.loads(capsys.readouterr().out)
+    assert there["rates"] is None and there["lengths"] == here["lengths"]
+    assert there["phases"][0]["hours"] != here["phases"][0]["hours"]
+
+
+def test_a_named_machine_may_have_an_engine_that_is_not_installed_here(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    main(["plan", "qwen2.5-math-7b", "--set", "engine.kind=vllm"])
+    assert "8 x vllm" in capsys.readouterr().out
 
 
 def test_the_command_measures_a_run(psr):

@@ -1,4 +1,4 @@
-"A search's memory does not grow with its problems, and its pairs are what they were when all was read at once."
+"A search's memory does not grow with its problems, and its pairs are those of all trajectories read at once."
 
 import json
 import random
@@ -111,7 +111,8 @@ def test_memory_does_not_grow_with_the_problems(tmp_path):
     few, many = (measured(n, tmp_path / str(n)) for n in (2000, 10_000))
     assert many["pairs"]["pairs"] == 100_000 and many["figures"]["ended"] == {"answered": 10_000}
     grown = many["figures"]["HWM"] - few["figures"]["HWM"]
-    assert grown < 8, f"{grown:.0f} MiB for 8,000 problems, whose file has {many['looked over']['bytes']} bytes"
+    size = many["looked over"]["bytes"]
+    assert grown < 8, f"{grown:.0f} MiB for 8,000 problems more; the file has {size:,} bytes"
 
 
 @pytest.mark.slow

@@ -60,8 +60,12 @@ SWITCHES = {
     "questions": [[9], [8, 8]],
 }
 
-# What a machine without a GPU and without vLLM can't do.
+# What a machine without a GPU and without vLLM can't do, and what needs another setting.
 REFUSED = {"dpo.attention": ["flex_attention"], "engine.kind": ["vllm"]}
+REFUSED |= {"dpo.loss": ["aot", "aot_unpaired", "sft", "exo_pair"], "pairs.judgements": ["consistent"]}
+
+# Losses that go the same way as others through a run; `test_pair_settings` compares all.
+ALIKE = {"dpo.loss": ["hinge", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down", "discopop"]}
 
 
 def choices() -> dict[str, list]:
@@ -80,7 +84,8 @@ def choices() -> dict[str, list]:
                 look(hint, f"{prefix}{name}.")
 
     look(recipe.Recipe, "")
-    found["arms"] = [[arm] for arm in found["arms"]]
+    # `test_arms` has those that need a model of their own
+    found["arms"] = [[arm] for arm in ("judge", "random", "frequency", "flipped", "truth", "judge:M0")]
     return found
 
 
@@ -89,7 +94,8 @@ def working() -> dict[str, list]:
     found = choices()
     for name, values in SWITCHES.items():
         found[name] = found.get(name, []) + [v for v in values if v not in found.get(name, [])]
-    return {name: [v for v in values if v not in REFUSED.get(name, [])] for name, values in found.items()}
+    left_out = {name: REFUSED.get(name, []) + ALIKE.get(name, []) for name in found}
+    return {name: [v for v in values if v not in left_out[name]] for name, values in found.items()}
 
 
 def one_by_one() -> list[dict]:

@@ -26,6 +26,7 @@ CASES = {
     "sft packed": SFTSettings(**USUAL, pack_tokens=100, epochs=3),
     "sft LoRA": SFTSettings(**USUAL, micro_batch=2, epochs=2, **LORA),
     "sft checkpointing": SFTSettings(**USUAL, micro_batch=2, epochs=2, gradient_checkpointing=True),
+    "sft routed": SFTSettings(**USUAL, micro_batch=4, epochs=2, router_aux_loss_coef=0.1),
     "dpo trees": DPOSettings(**USUAL, beta=0.5, epochs=2, tree_tokens=120),
     "dpo pairs": DPOSettings(**USUAL, beta=0.5, epochs=2, micro_batch=3, packing="pairs"),
     "dpo LoRA": DPOSettings(**USUAL, beta=0.5, epochs=2, tree_tokens=120, **LORA),
@@ -33,16 +34,19 @@ CASES = {
 }
 
 
+MIXTURE = dict(kind=transformers.MixtralConfig, num_local_experts=4, num_key_value_heads=2)
+
+
 class Stop(Exception):
     pass
 
 
-def make_model(folder):
+def make_model(folder, kind=transformers.LlamaConfig, **config):
     "A small random model with the demo's tokenizer."
     tok = load_tokenizer(str(packaged("models/demo-m0")))
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(**SMALL, vocab_size=len(tok), max_position_embeddings=512)
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    config = kind(**SMALL, vocab_size=len(tok), max_position_embeddings=512, **config)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tok.save_pretrained(folder)
 
 

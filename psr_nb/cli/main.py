@@ -206,11 +206,9 @@ def _planned(args):
     recipe = load_recipe(args.recipe, **changes)
     names = ("gpus", "gpu_memory", "nodes", "card", "engine")
     recipe, machine = machine_for(recipe, **{name: getattr(args, name) for name in names})
-    probed, at_hand = None, machine == machine_here(recipe)
-    if args.probe:
-        probed = probe(recipe, args.probe, progress_bar("step"))
-        if not at_hand:  # lengths are the same anywhere
-            probed = replace(probed, rates=None)
+    probed = probe(recipe, args.probe, progress_bar("step")) if args.probe else None
+    if probed and machine != machine_here(recipe):  # lengths are the same anywhere, rates are not
+        probed = replace(probed, rates=None)
     return plan_recipe(recipe, machine, args.run, probed)
 
 
@@ -222,7 +220,7 @@ def plan_run(args):
     print(json.dumps(plan_json(plan), indent=1) if args.json else plan_text(plan))
     refuse_unfit(plan)
 
-
+# %% ../../nbs/cli/main.ipynb #c034
 def _add_plan(add):
     c = add(
         "plan", plan_run, "tokens, FLOPs, memory, disk and hours of a recipe on a machine, before it runs"
@@ -245,7 +243,7 @@ def _add_plan(add):
         "--set", action="append", default=[], metavar="SECTION.SETTING=VALUE", help="change one setting"
     )
 
-# %% ../../nbs/cli/main.ipynb #c037
+# %% ../../nbs/cli/main.ipynb #c040
 def show_recipes(args):
     "psr_nb recipes"
     from psr_nb.recipe import load_recipe, recipe_schema, recipes
@@ -268,7 +266,7 @@ def _add_recipes(add):
         help="print the JSON schema of a recipe, with which an editor completes one",
     )
 
-# %% ../../nbs/cli/main.ipynb #c042
+# %% ../../nbs/cli/main.ipynb #c045
 def _named_model(given: str) -> tuple[str, str]:
     "(name, path) of `NAME=PATH` or a path; else the folder's name, or its parent's if that's `model`."
     name, eq, path = given.partition("=")
@@ -288,13 +286,13 @@ def _named_models(given: list[str]) -> dict[str, str]:
         out[name] = path
     return out
 
-# %% ../../nbs/cli/main.ipynb #c046
+# %% ../../nbs/cli/main.ipynb #c049
 def _domain_and_engine_options(c):
     "What is solved, and how a model is run."
     c.add_argument("--domain", default="math", help="math (default), arithmetic, or module:NAME")
     engine_options(c)
 
-# %% ../../nbs/cli/main.ipynb #c049
+# %% ../../nbs/cli/main.ipynb #c052
 def _reading_option(c):
     "Which answers are read."
     c.add_argument(
@@ -305,7 +303,7 @@ def _reading_option(c):
         "sentence: where none is, from the last sentence too, counted apart",
     )
 
-# %% ../../nbs/cli/main.ipynb #c051
+# %% ../../nbs/cli/main.ipynb #c054
 def _solving_options(c):
     "How problems are solved."
     c.add_argument(
@@ -346,7 +344,7 @@ def _solving(args):
         search = replace(search, w=args.w, max_step_tokens=args.max_step_tokens, **sampled)
     return Solving(domain_named(args.domain), s, search, allow_bad_gold=args.allow_bad_gold)
 
-# %% ../../nbs/cli/main.ipynb #c054
+# %% ../../nbs/cli/main.ipynb #c057
 def _figures_line(model: str, bench: str, a: dict) -> str:
     "What the table of accuracies doesn't say of a model on a benchmark."
     shares = [k for k in a if "@" in k and k + "_low" in a]
@@ -368,7 +366,7 @@ def _difference_line(names: str, bench: str, c) -> str:
         f"McNemar p = {c.p:.2g}, {c.n} problems"
     )
 
-# %% ../../nbs/cli/main.ipynb #c057
+# %% ../../nbs/cli/main.ipynb #c060
 def evaluate_model(args):
     "psr_nb eval"
     from psr_nb.evaluation.models import compare_models, evaluate_models, results_table
@@ -414,7 +412,7 @@ def _add_eval(add):
     c.add_argument("--out", default="evaluations", help=out)
     _domain_and_engine_options(c)
 
-# %% ../../nbs/cli/main.ipynb #c065
+# %% ../../nbs/cli/main.ipynb #c068
 def _judged_with(args, path: str, tokenizer, domain, settings) -> dict:
     "What must be the same when a judge's evaluation is continued."
     from psr_nb.engine import fingerprint
@@ -441,7 +439,7 @@ def _judgement_bar(pairs: list):
 
     return bar, progress
 
-# %% ../../nbs/cli/main.ipynb #c069
+# %% ../../nbs/cli/main.ipynb #c072
 def _shown_examples(args, domain, pairs: list):
     "The domain that asks the judge, with `--shots` examples before the question."
     from psr_nb.judge import examples_of, few_shot
@@ -453,7 +451,7 @@ def _shown_examples(args, domain, pairs: list):
         return domain
     return few_shot(domain, examples_of(load_eft(args.shots_from, []), args.shots, pairs))
 
-# %% ../../nbs/cli/main.ipynb #c072
+# %% ../../nbs/cli/main.ipynb #c075
 def evaluate_the_judge(args):
     "psr_nb judge-eval"
     from psr_nb.engines.choose import open_engine
@@ -496,7 +494,7 @@ def _add_judge_eval(add):
     c.add_argument("--out", default="judge-evaluation", help=out)
     _domain_and_engine_options(c)
 
-# %% ../../nbs/cli/main.ipynb #c076
+# %% ../../nbs/cli/main.ipynb #c079
 def _an_answer(value) -> bool:
     "Is a JSON value text, or a number and finite?"
     return isinstance(value, str) or (type(value) in (int, float) and math.isfinite(value))
@@ -517,7 +515,7 @@ def _check_columns(where: str, row):
             f"{where}: the tolerance is {tolerance!r}; it should be a number that is not negative"
         )
 
-# %% ../../nbs/cli/main.ipynb #c080
+# %% ../../nbs/cli/main.ipynb #c083
 def _check_row(where: str, row, allow_bad_gold: bool):
     "InputError for a row that can't be graded."
     from psr_nb.maths.grade import gold_problem
@@ -544,7 +542,7 @@ def _rows_to_grade(path: str, allow_bad_gold: bool) -> list[dict]:
         raise InputError(f"{path}: there are no rows in it")
     return [row for _, row in rows]
 
-# %% ../../nbs/cli/main.ipynb #c083
+# %% ../../nbs/cli/main.ipynb #c086
 def _answer_in(row: dict, read: str) -> tuple[str | None, bool]:
     "(the answer of a row, was it read from the last sentence of its response?)"
     from psr_nb.maths.read import read_last_sentence, read_math_answer
@@ -570,7 +568,7 @@ def _graded(rows: list[dict], seconds: float, workers: int | None, read: str = "
         for row, (_, said), (equal, note) in zip(some, found, verdicts, strict=True):
             yield row | {"equal": equal, "note": note} | ({"from_sentence": True} if said else {})
 
-# %% ../../nbs/cli/main.ipynb #c086
+# %% ../../nbs/cli/main.ipynb #c089
 def _grade_summary(notes: Counter, right: int, sentences: Counter | None = None) -> str:
     """How many answers are equal, with an interval, and how that was decided.
 
@@ -600,7 +598,7 @@ def grade(args):
             bar.update()
     print(_grade_summary(notes, right, sentences), file=sys.stderr)
 
-# %% ../../nbs/cli/main.ipynb #c090
+# %% ../../nbs/cli/main.ipynb #c093
 def _add_grade(add):
     c = add(
         "grade",
@@ -620,7 +618,7 @@ def _add_grade(add):
     )
     _reading_option(c)
 
-# %% ../../nbs/cli/main.ipynb #c093
+# %% ../../nbs/cli/main.ipynb #c096
 def _bench_dpo(args):
     "psr_nb bench dpo"
     from psr_nb.cli.bench import bench_dpo
@@ -635,7 +633,7 @@ def _bench_dpo(args):
     on = ", ".join(f"{k} {v}" for k, v in figures["on"].items())
     print(f"ratios above 1 are in favour of the tree; measured on {on}")
 
-# %% ../../nbs/cli/main.ipynb #c097
+# %% ../../nbs/cli/main.ipynb #c100
 def _search_figures(args) -> dict:
     "What `bench_search` measures with the settings of the command line."
     from psr_nb.cli.bench import bench_search
@@ -673,7 +671,7 @@ def _bench_search(args):
     print("\n".join(f"{k}: {r[k]}" for k in r if k not in ("ways", "policies", "on")))
     print("measured on " + ", ".join(f"{k} {v}" for k, v in r["on"].items()))
 
-# %% ../../nbs/cli/main.ipynb #c100
+# %% ../../nbs/cli/main.ipynb #c103
 def _bench_search_options(c):
     "What is searched by `bench search`, and how."
     c.add_argument("--questions", help="search: question file or hub data set (default: the demo's)")
@@ -696,7 +694,7 @@ def _bench_search_options(c):
     c.add_argument("--max-tokens", type=TOKENS, default=256, help=judged)
     c.add_argument("--domain", default="math", help="search: math (default), arithmetic, or module:NAME")
 
-# %% ../../nbs/cli/main.ipynb #c103
+# %% ../../nbs/cli/main.ipynb #c106
 def bench(args):
     "psr_nb bench"
     return _bench_search(args) if args.what == "search" else _bench_dpo(args)
@@ -724,7 +722,7 @@ def _add_bench(add):
     c.add_argument("--json", action="store_true")
     engine_options(c)
 
-# %% ../../nbs/cli/main.ipynb #c107
+# %% ../../nbs/cli/main.ipynb #c110
 def _report_sweep(path: str | Path, out: str | None = None):
     "Print a sweep's table and write its page."
     from psr_nb.dashboard.sweeps import sweep_html, sweep_json, sweep_text
@@ -746,7 +744,7 @@ def _report_of_sweep(args):
         return print(save_sweep_figure(args.run, args.figures, args.png))
     _report_sweep(args.run, args.out)
 
-# %% ../../nbs/cli/main.ipynb #c110
+# %% ../../nbs/cli/main.ipynb #c113
 def report(args):
     "psr_nb report"
     from psr_nb.dashboard.figures import save_figures
@@ -777,7 +775,7 @@ def _add_report(add):
     c.add_argument("--png", action="store_true", help=png)
     c.add_argument("run", help="folder of a run or a sweep")
 
-# %% ../../nbs/cli/main.ipynb #c115
+# %% ../../nbs/cli/main.ipynb #c118
 def _arm(run, given: str | None) -> str:
     "The arm asked for, or the first."
     if given not in (None, *run.recipe.arms):
@@ -800,7 +798,7 @@ def _judged_pairs(run, arm: str, args) -> dict:
         )
     return {m: judged[m] for m in wanted}
 
-# %% ../../nbs/cli/main.ipynb #c119
+# %% ../../nbs/cli/main.ipynb #c122
 def _opened(args):
     "The run, with its own domain imported if it was named."
     from psr_nb.recipe import domain_named
@@ -810,7 +808,7 @@ def _opened(args):
         domain_named(args.domain)
     return open_run(args.run)
 
-# %% ../../nbs/cli/main.ipynb #c121
+# %% ../../nbs/cli/main.ipynb #c124
 def rejudge_run(args):
     "psr_nb rejudge"
     from psr_nb.dashboard.rejudge import judge_agreement, judges, rejudge_in_child
@@ -844,7 +842,7 @@ def _add_rejudge(add):
     c.add_argument("--arm", help="arm of the run (default: the first)")
     set_engine_option(c)
 
-# %% ../../nbs/cli/main.ipynb #c125
+# %% ../../nbs/cli/main.ipynb #c128
 def probe_run(args):
     "psr_nb probe"
     from psr_nb.dashboard.probe import probe_in_child, probe_summary, probe_table
@@ -884,7 +882,7 @@ def _add_probe(add):
     c.add_argument("run", help="run folder")
     c.add_argument("--arm", help="arm of the run (default: the first)")
 
-# %% ../../nbs/cli/main.ipynb #c128
+# %% ../../nbs/cli/main.ipynb #c131
 def _fail(code: int, message) -> SystemExit:
     "What ends the program, after a line on standard error."
     print(f"psr_nb: {one_line(str(message))}", file=sys.stderr)
@@ -897,7 +895,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message):
         raise _fail(2, f"{message}; `{self.prog} --help` shows what there is")
 
-# %% ../../nbs/cli/main.ipynb #c130
+# %% ../../nbs/cli/main.ipynb #c133
 _EXAMPLES = """examples:
   psr_nb demo                                   the whole loop on the embedded model, minutes on a laptop
   psr_nb recipes smollm2-gsm8k-cpu              what a recipe says
@@ -942,7 +940,7 @@ def parser() -> argparse.ArgumentParser:
         add_command(add)
     return p
 
-# %% ../../nbs/cli/main.ipynb #c133
+# %% ../../nbs/cli/main.ipynb #c136
 def _run_command(args):
     "Run a parsed command. Whatever the user or the system can mend ends it with a line and an exit code."
     from psr_nb.jobs import JobError

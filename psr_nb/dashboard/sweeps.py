@@ -11,7 +11,7 @@ __all__ = ['NOT_AVERAGED', 'AGAINST', 'Measured', 'read_measured', 'score_rows',
 import html
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +46,11 @@ def _models_of(run: Run) -> Iterator[tuple[str, str, dict, dict]]:
     metrics = load_metrics(run)
     solved = {arm: evaluations(run, arm) for arm in set(metrics.arm)} if len(metrics) else {}
     for row in metrics.to_dict("records"):
-        rows = solved[row["arm"]].get(row["model"])
+        arm, model = row["arm"], row["model"]
+        rows = solved[arm].get(model)
         if rows:
-            yield row["arm"], row["model"], {id: float(r["equal"]) for id, r in rows.items()}, row
+            scores = {id: float(r["equal"]) for id, r in rows.items()}
+            yield arm, model, scores, row
 
 # %% ../../nbs/dashboard/sweeps.ipynb #c009
 def _begun(sweep: Sweep) -> Iterator[tuple[Member, Run]]:
@@ -70,19 +72,24 @@ def read_measured(path: str | Path) -> list[Measured]:
             at = found.setdefault(key, Measured(member.set, arm, model))
             at.solved[member.seed] = solved
             at.figures[member.seed] = figures
-    cells = list(dict.fromkeys(cell_name(m.set) for m in sweep.members))
-    order = {key: (cells.index(key[0]), arms.index(key[1]), int(key[2][1:])) for key in found}
-    return [found[key] for key in sorted(found, key=order.__getitem__)]
+    cells = [cell_name(m.set) for m in sweep.members]
+
+    def place(key):
+        cell, arm, model = key
+        return cells.index(cell), arms.index(arm), int(model[1:])
+
+    return [found[key] for key in sorted(found, key=place)]
 
 # %% ../../nbs/dashboard/sweeps.ipynb #c015
-def score_rows(of: list[dict[int, dict[str, float]]]) -> list[list[list[float]]]:
-    "Scores of several models as [model][seed][problem], of the seeds and problems that all have; [] without."
-    seeds = sorted(set.intersection(*(set(m) for m in of)))
+def score_rows(of: list[dict[int, dict[str, float]]]) -> np.ndarray:
+    """Scores of several models on the seeds and problems that all have, shape (models, seeds, problems).
+
+    Empty where they have none in common."""
+    seeds = sorted(set.intersection(*map(set, of)))
     ids = [set(m[seed]) for m in of for seed in seeds]
     common = sorted(set.intersection(*ids)) if ids else []
-    if not common:
-        return []
-    return [[[m[seed][id] for id in common] for seed in seeds] for m in of]
+    rows = [[m[seed][id] for id in common] for m in of for seed in seeds]
+    return np.array(rows).reshape(len(of), len(seeds), len(common))
 
 # %% ../../nbs/dashboard/sweeps.ipynb #c017
 NOT_AVERAGED = ("accuracy", "n", "questions")  # figures of a run that a cell has under other names
@@ -122,10 +129,9 @@ def rivals(m: Measured, every: list[Measured]) -> dict[str, Measured]:
 # %% ../../nbs/dashboard/sweeps.ipynb #c024
 def difference(m: Measured, rival: Measured) -> dict | None:
     "How much better a model is than another, paired by seed and problem; None where none is common."
-    rows = score_rows([rival.solved, m.solved])
-    if not rows:
+    before, after = score_rows([rival.solved, m.solved])
+    if not after.size:
         return None
-    before, after = map(np.array, rows)
     found = over_seeds(after - before)
     return {"difference": found.pop("mean")} | found
 
@@ -133,13 +139,16 @@ def difference(m: Measured, rival: Measured) -> dict | None:
 def cell_row(m: Measured, every: list[Measured]) -> dict:
     "A model's row of a sweep's table; p-values not yet corrected."
     (scores,) = score_rows([m.solved])
-    whole = over_seeds(scores, least=0.0)
-    del whole["p"]  # that the accuracy is 0
-    by_seed = {seed: sum(s.values()) / len(s) for seed, s in m.solved.items()}
-    row = {"set": m.set, "arm": m.arm, "model": m.model} | whole | {"by_seed": by_seed}
-    compared = {name: difference(m, rival) for name, rival in rivals(m, every).items()}
-    row |= {f"against_{name}": compared[name] for name in AGAINST if compared.get(name)}
-    return row | {"figures": _averages(m.figures)}
+    row = {"set": m.set, "arm": m.arm, "model": m.model}
+    row |= over_seeds(scores, least=0.0)
+    del row["p"]  # that the accuracy is 0
+    row["by_seed"] = {seed: sum(s.values()) / len(s) for seed, s in m.solved.items()}
+    for name, rival in rivals(m, every).items():
+        found = difference(m, rival)
+        if found:
+            row[f"against_{name}"] = found
+    row["figures"] = _averages(m.figures)
+    return row
 
 # %% ../../nbs/dashboard/sweeps.ipynb #c030
 def cell_rows(measured: list[Measured]) -> tuple[list[dict], dict[str, int]]:
@@ -158,8 +167,11 @@ def cell_rows(measured: list[Measured]) -> tuple[list[dict], dict[str, int]]:
 # %% ../../nbs/dashboard/sweeps.ipynb #c034
 def _finished(run: Run) -> bool:
     "Has every arm of a run its last model's figures, or ended before?"
-    last = {arm: folder / "metrics.json" for arm, n, folder in run.models if n == run.last}
-    return all(file.is_file() or why_ended(run, arm) for arm, file in last.items())
+    for arm, n, folder in run.models:
+        measured = (folder / "metrics.json").is_file()
+        if n == run.last and not measured and not why_ended(run, arm):
+            return False
+    return True
 
 
 def _date(runs: list[Run]) -> str | None:
@@ -168,18 +180,18 @@ def _date(runs: list[Run]) -> str | None:
     times = [f.stat().st_mtime for f in files if f.is_file()]
     return time.strftime("%Y-%m-%d", time.gmtime(max(times))) if times else None
 
-# %% ../../nbs/dashboard/sweeps.ipynb #c037
+# %% ../../nbs/dashboard/sweeps.ipynb #c038
 def sweep_json(path: str | Path) -> dict:
     "What `psr_nb report FOLDER --json` prints of a sweep: `cells`, and what they were made with."
     sweep = read_sweep(path)
     rows, counts = cell_rows(read_measured(path))
     begun = [run for _, run in _begun(sweep)]
-    about = {"command": sweep_command(sweep), "date": _date(begun), "versions": versions()}
-    about |= {"recipe": sweep.recipe, "over": sweep.over, "set": sweep.set, "seeds": sweep.seeds}
-    done = sum(map(_finished, begun))
-    return about | {"runs": len(sweep.members), "finished": done, "comparisons": counts, "cells": rows}
+    made = {"command": sweep_command(sweep), "date": _date(begun), "versions": versions()}
+    about = {name: value for name, value in asdict(sweep).items() if name != "path"}
+    done = {"runs": len(sweep.members), "finished": sum(map(_finished, begun))}
+    return made | about | done | {"comparisons": counts, "cells": rows}
 
-# %% ../../nbs/dashboard/sweeps.ipynb #c041
+# %% ../../nbs/dashboard/sweeps.ipynb #c042
 _SHOWN = {
     "judge_accuracy": "judge",
     "live_judge": "live judge",
@@ -193,7 +205,7 @@ def _interval(d: dict | None) -> str:
     "A difference in points with its interval and its corrected p."
     if not d:
         return ""
-    middle, low, high = (100 * d[k] for k in ("difference", "low", "high"))
+    middle, low, high = 100 * d["difference"], 100 * d["low"], 100 * d["high"]
     return f"{middle:+.1f} ({low:+.1f} to {high:+.1f}), p {d['p_holm']:.2g}"
 
 
@@ -215,7 +227,7 @@ def cell_frame(rows: list[dict]) -> pd.DataFrame:
     frame = pd.DataFrame(out)
     return frame.loc[:, (frame != "").any()] if out else frame
 
-# %% ../../nbs/dashboard/sweeps.ipynb #c045
+# %% ../../nbs/dashboard/sweeps.ipynb #c046
 def sweep_notes(found: dict) -> list[str]:
     "What a reader of a sweep's table has to know, from `sweep_json`."
     kinds = {"m1": "against M1", "first_cell": "against the first cell", "first_arm": "against the first arm"}
@@ -239,7 +251,7 @@ def sweep_text(found: dict) -> str:
     table = "nothing has been measured yet" if frame.empty else frame.to_string(index=False)
     return "\n".join([table, *sweep_notes(found)])
 
-# %% ../../nbs/dashboard/sweeps.ipynb #c049
+# %% ../../nbs/dashboard/sweeps.ipynb #c050
 def _label(row: dict) -> str:
     "The cell and arm of a row, for a legend."
     told = [f"{name.rpartition('.')[2]}={written(value)}" for name, value in row["set"].items()]
@@ -255,14 +267,12 @@ def sweep_figure(rows: list[dict]) -> go.Figure:
     for row in rows:
         lines.setdefault(_label(row), []).append(row)
     for name, points in lines.items():
-        y = [p["mean"] for p in points]
-        up = [p["high"] - p["mean"] for p in points]
-        down = [p["mean"] - p["low"] for p in points]
-        error = {"array": up, "arrayminus": down}
-        fig.add_scatter(x=[p["model"] for p in points], y=y, name=name, mode="lines+markers", error_y=error)
+        p = pd.DataFrame(points)
+        error = {"array": p.high - p["mean"], "arrayminus": p["mean"] - p.low}
+        fig.add_scatter(x=p.model, y=p["mean"], name=name, mode="lines+markers", error_y=error)
     return fig
 
-# %% ../../nbs/dashboard/sweeps.ipynb #c052
+# %% ../../nbs/dashboard/sweeps.ipynb #c053
 def save_sweep_figure(path: str | Path, folder: str | Path, png: bool = False) -> Path:
     "Write a sweep's figure as SVG, or as PNG, into a folder; its path. InputError where it can't be written."
     fig = sweep_figure(sweep_json(path)["cells"])
@@ -276,7 +286,7 @@ def save_sweep_figure(path: str | Path, folder: str | Path, png: bool = False) -
         write_whole(file, figure_svg(fig, title, 760, 360))
     return file
 
-# %% ../../nbs/dashboard/sweeps.ipynb #c055
+# %% ../../nbs/dashboard/sweeps.ipynb #c056
 def sweep_part(path: str | Path) -> str:
     "A sweep as a piece of HTML: what was compared, notes, figure and table."
     found = sweep_json(path)
@@ -294,7 +304,7 @@ def sweep_html(path: str | Path) -> str:
     heading = f"<h1>{html.escape(plain(title, 200))}</h1>"
     return f'{page_head(title)}<body class="psr-page">{heading}{sweep_part(path)}</body></html>'
 
-# %% ../../nbs/dashboard/sweeps.ipynb #c058
+# %% ../../nbs/dashboard/sweeps.ipynb #c059
 def member_folders(path: str | Path) -> dict[str, Path]:
     "Name -> folder of the runs of a sweep that have begun; none of a folder that is no sweep."
     try:

@@ -272,18 +272,35 @@ def _score_words(question: str, steps: list[str], right: list[bool]) -> str:
     if asked is None:
         return ""
     x, operations = asked
-    said = []
+    said = ""
     for k, (step, is_right) in enumerate(zip(steps, right, strict=True)):
         needed = f"answer {x}."
         if k < len(operations):
             op, y = operations[k]
             needed = f"{x}{op}{y}. {long_hand(x, op, y)} so {result(x, op, y)}."
-        said.append(f"need {needed} {'ok' if is_right else 'bad'}.")
-        total = re.search(r"=(\d+)$", step.strip())
-        x = int(total.group(1)) if total else x
-    return " ".join(said)
+        claim = re.search(r"\d*$", step.strip()).group()
+        said += f" need {needed}{_opinion('A', claim, is_right)}"
+        x = int(claim) if "=" in step else x
+    return said.strip()
 
 # %% ../../nbs/domains/arithmetic.ipynb #c055
+def _finish(question: str, steps: list[str]) -> list[str]:
+    "The right steps to the answer, from the total so far; none where there is no way on."
+    start, operations = read_question(question) or (0, [])
+    x, out = start, []
+    if steps:
+        total = re.search(r"=(\d+)$", steps[-1].strip())
+        if not total:
+            return []
+        x = int(total.group(1))
+    for op, y in operations[len(steps) :]:
+        out.append(f"{x}{op}{y}={result(x, op, y)}")
+        x = result(x, op, y)
+        if x < 0:
+            return []
+    return [*out, f"answer {x}"] if operations else []
+
+# %% ../../nbs/domains/arithmetic.ipynb #c058
 def check_step(question: str, steps: list[str], step: str) -> bool | None:
     "Is this the right next step from the total so far? None for a question that isn't one of this domain's."
     asked = read_question(question)
@@ -313,10 +330,10 @@ ARITHMETIC = Domain(
     _equal,
     _last_number,
     check=check_step,
-    rubric=Rubric(_score_prompt, "Judge:", _score_words),
+    rubric=Rubric(_score_prompt, "Judge:", _score_words, _finish),
 )
 
-# %% ../../nbs/domains/arithmetic.ipynb #c060
+# %% ../../nbs/domains/arithmetic.ipynb #c063
 def ift_row(problem: Problem, rng, slip: float = 0.55) -> IFTRow:
     "The hasty solution of a problem."
     steps = hasty_solution(problem, rng, slip)
@@ -336,7 +353,7 @@ def _history(problem: Problem, rng, k: int, wrong: float) -> tuple[list[str], in
         x = value
     return steps, x
 
-# %% ../../nbs/domains/arithmetic.ipynb #c064
+# %% ../../nbs/domains/arithmetic.ipynb #c067
 class _Option(NamedTuple):
     "A candidate for the next step."
 
@@ -354,7 +371,7 @@ def _last_options(rng, x: int) -> tuple[_Option, _Option, str]:
         wrong = _Option(f"{x}+{y}={total}", "more")
     return _Option(f"answer {x}", x), wrong, f"need answer {x}."
 
-# %% ../../nbs/domains/arithmetic.ipynb #c068
+# %% ../../nbs/domains/arithmetic.ipynb #c071
 def _options(problem: Problem, rng, k: int, x: int) -> tuple[_Option, _Option, str]:
     "The right next step after `k` steps and a wrong one, and the start of the check; `x` is the total."
     if k == len(problem.meta["ops"]):
@@ -368,7 +385,7 @@ def _options(problem: Problem, rng, k: int, x: int) -> tuple[_Option, _Option, s
     good = _Option(f"{x}{op}{y}={right}", right)
     return good, wrong, f"need {x}{op}{y}. {long_hand(x, op, y)} so {right}."
 
-# %% ../../nbs/domains/arithmetic.ipynb #c071
+# %% ../../nbs/domains/arithmetic.ipynb #c074
 def _place(problem: Problem, rng) -> tuple[int, list[str], int]:
     "Where a judgement is made: the number of steps before it, these steps, and their total."
     ops = problem.meta["ops"]
@@ -402,7 +419,7 @@ def eft_rows(problem: Problem, rng) -> list[EFTRow]:
         rows.append(row)
     return rows
 
-# %% ../../nbs/domains/arithmetic.ipynb #c077
+# %% ../../nbs/domains/arithmetic.ipynb #c080
 def corpus(
     n: int,
     rng,
@@ -423,7 +440,7 @@ def corpus(
             out.append(ARITHMETIC.ask(p.question) + steps.rstrip("\n"))
     return out
 
-# %% ../../nbs/domains/arithmetic.ipynb #c081
+# %% ../../nbs/domains/arithmetic.ipynb #c084
 _WORD = r" ?[A-Za-z]+|[0-9]|\[\[[AB]\]\]|[^A-Za-z0-9]"
 
 

@@ -187,7 +187,7 @@ class Serving:
 def serving(b: Basis) -> Serving:
     "The engines that a recipe asks for on a machine."
     s, x = b.recipe.engine, b.lengths
-    engines = s.replicas or max(1, reachable(b) // s.tensor_parallel)
+    engines = s.replicas or max(1, b.hardware.gpus // s.tensor_parallel)
     parts = engine_parts(b, s.tensor_parallel)
     text = (x.step_prompt + x.step) * cache_bytes(b.shape, number_size(b)) / s.tensor_parallel / GIB
     most = s.in_flight * b.recipe.search.w / engines

@@ -72,12 +72,13 @@ def seed_list(text: str) -> list[int]:
         raise InputError(f"--seeds {text}: a seed is there twice")
     return out
 
-# %% ../../nbs/studies/sweep.ipynb #c014
+# %% ../../nbs/studies/sweep.ipynb #c015
 def cells(over: dict[str, list]) -> list[dict]:
     "Every combination of values, as {'search.w': 3, ...}; a single empty one without any."
-    return [dict(zip(over, values, strict=True)) for values in itertools.product(*over.values())]
+    combined = itertools.product(*over.values())
+    return [dict(zip(over, values, strict=True)) for values in combined]
 
-
+# %% ../../nbs/studies/sweep.ipynb #c019
 def written(value) -> str:
     "A value as it stands in a command, before the shell's quotes."
     return value if isinstance(value, str) else json.dumps(value)
@@ -91,7 +92,7 @@ def cell_name(settings: dict) -> str:
         safe += "-" + hashlib.sha256(whole.encode()).hexdigest()[:8]
     return safe or "as_is"
 
-# %% ../../nbs/studies/sweep.ipynb #c016
+# %% ../../nbs/studies/sweep.ipynb #c021
 @dataclass(frozen=True)
 class Member:
     "One run of a sweep."
@@ -121,7 +122,7 @@ class Sweep:
         "The recipe of one run. InputError for a setting that there is not, or a value that it can't have."
         return load_recipe(self.recipe, **self.set | member.set | {"seed": member.seed})
 
-# %% ../../nbs/studies/sweep.ipynb #c020
+# %% ../../nbs/studies/sweep.ipynb #c025
 def sweep_command(sweep: Sweep) -> str:
     "The command that makes a sweep, without its folder."
     first, last = sweep.seeds[0], sweep.seeds[-1]
@@ -135,15 +136,20 @@ def sweep_command(sweep: Sweep) -> str:
         words += ["--set", f"{name}={written(value)}"]
     return shlex.join(words)
 
-# %% ../../nbs/studies/sweep.ipynb #c023
+# %% ../../nbs/studies/sweep.ipynb #c029
 SWEEP = "sweep.json"
+
+
+def _joined(old: list, new: list) -> list:
+    "The values of both, each once."
+    return old + [v for v in new if v not in old]
 
 
 def is_sweep(path: str | Path) -> bool:
     "Is a folder that of a sweep?"
     return (Path(path) / SWEEP).is_file()
 
-
+# %% ../../nbs/studies/sweep.ipynb #c032
 def read_sweep(path: str | Path) -> Sweep:
     "The sweep of a folder. InputError if there is none."
     file = Path(path) / SWEEP
@@ -153,7 +159,8 @@ def read_sweep(path: str | Path) -> Sweep:
     try:
         if row["schema"] != SCHEMA:
             raise InputError(f"{file}: schema {row['schema']!r}, where this version reads {SCHEMA}")
-        found = Sweep(row["recipe"], Path(path), dict(row["over"]), list(row["seeds"]), dict(row["set"]))
+        over, settings = dict(row["over"]), dict(row["set"])
+        found = Sweep(row["recipe"], Path(path), over, list(row["seeds"]), settings)
         names = [m.name for m in found.members]
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise InputError(f"{file}: not a sweep of this layout ({type(e).__name__}: {e})") from e
@@ -161,7 +168,7 @@ def read_sweep(path: str | Path) -> Sweep:
         raise InputError(f"{file}: two of its runs have one folder; a value or a seed is there twice")
     return found
 
-# %% ../../nbs/studies/sweep.ipynb #c028
+# %% ../../nbs/studies/sweep.ipynb #c037
 def _told(s: Sweep) -> str:
     "What a sweep compares, in a few words."
     return f"{s.recipe} over {', '.join(s.over) or 'seeds'} with {s.set or 'nothing set'}"
@@ -172,12 +179,10 @@ def grown(there: Sweep, here: Sweep) -> Sweep:
     if _told(there) != _told(here):
         differ = f"{_told(there)} there, {_told(here)} here"
         raise InputError(f"{there.path} holds another sweep ({differ}); give this one another folder")
-    more = {k: [v for v in here.over[k] if v not in values] for k, values in there.over.items()}
-    over = {k: values + more[k] for k, values in there.over.items()}
-    seeds = there.seeds + [s for s in here.seeds if s not in there.seeds]
-    return Sweep(here.recipe, there.path, over, seeds, here.set)
+    over = {name: _joined(values, here.over[name]) for name, values in there.over.items()}
+    return Sweep(here.recipe, there.path, over, _joined(there.seeds, here.seeds), here.set)
 
-# %% ../../nbs/studies/sweep.ipynb #c031
+# %% ../../nbs/studies/sweep.ipynb #c040
 def recipes_of(sweep: Sweep) -> dict[str, Recipe]:
     "Name of each run -> its recipe. InputError for bad settings, or if two runs would be the same."
     found = {m.name: sweep.recipe_of(m) for m in sweep.members}
@@ -208,7 +213,7 @@ def keep_sweep(sweep: Sweep) -> Sweep:
     write_whole(sweep.path / SWEEP, json.dumps(kept, indent=1))
     return sweep
 
-# %% ../../nbs/studies/sweep.ipynb #c035
+# %% ../../nbs/studies/sweep.ipynb #c044
 ASIDE = ("name", "about", "arms", "match_pairs", "questions")  # of a recipe: of no account, or counted below
 LATER = ("search", "judge", "pairs", "dpo", "evaluate")  # of no account for M1's training
 TESTS = ("test", "judge_test", "dev", "overlaps")  # data that nothing is trained on
@@ -224,7 +229,7 @@ def hashes(of: Run) -> dict[str, str]:
     files = json_file(of.path / MANIFEST)["files"]
     return {Path(name).stem: row["sha256"] for name, row in files.items()}
 
-# %% ../../nbs/studies/sweep.ipynb #c038
+# %% ../../nbs/studies/sweep.ipynb #c048
 Stage = tuple[str, int, str]  # arm, number of the model, "model", "figures" or "search"
 
 
@@ -240,7 +245,7 @@ def _training(r: dict, data: dict) -> str:
     rows = {name: h for name, h in data.items() if name not in TESTS and not name.startswith("questions-")}
     return _key(rows, {name: value for name, value in r.items() if name not in ASIDE + LATER})
 
-# %% ../../nbs/studies/sweep.ipynb #c041
+# %% ../../nbs/studies/sweep.ipynb #c052
 def stages(of: Run) -> dict[Stage, str]:
     "Every stage of a run in the order in which they are made, with its key. The run's data must be there."
     r, data = without_machine(asdict(of.recipe)), hashes(of)
@@ -266,7 +271,7 @@ def in_common(one: dict[Stage, str], other: dict[Stage, str]) -> list[Stage]:
     "The stages of a run that another one has too."
     return [stage for stage, key in one.items() if other.get(stage) == key]
 
-# %% ../../nbs/studies/sweep.ipynb #c047
+# %% ../../nbs/studies/sweep.ipynb #c058
 def stage_done(of: Run, stage: Stage) -> bool:
     "Has a run finished a stage?"
     arm, n, what = stage
@@ -279,9 +284,9 @@ def stage_done(of: Run, stage: Stage) -> bool:
     found = folder / "trajectories.jsonl"
     return found.is_file() and found.read_bytes().count(b"\n") >= of.recipe.questions[n - 2]
 
-# %% ../../nbs/studies/sweep.ipynb #c050
+# %% ../../nbs/studies/sweep.ipynb #c061
 _FILES = {
-    "model": ["pairs.jsonl", "texts.jsonl"],
+    "model": ["agreement.jsonl", "pairs.jsonl", "texts.jsonl"],
     "search": ["health.json", "trajectories.jsonl"],
     # the last says that all are there
     "figures": ["evaluation.jsonl", "judge_test.jsonl", "dev.jsonl", "metrics.json"],
@@ -307,7 +312,7 @@ def take(source: Run, to: Run, stage: Stage):
         with write_folder(here / "model") as part:
             shutil.copytree(there / "model", part, copy_function=_link, dirs_exist_ok=True)
 
-# %% ../../nbs/studies/sweep.ipynb #c053
+# %% ../../nbs/studies/sweep.ipynb #c064
 def _record(to: Run, taken: dict[Stage, str]):
     "Keep where stages of a run were taken from: stage -> name of the run in the sweep."
     file = to.path / "shared.json"
@@ -330,7 +335,7 @@ def take_all(to: Run, keys: dict[Stage, str], others: dict[str, tuple[Run, dict[
                 break
     return taken
 
-# %% ../../nbs/studies/sweep.ipynb #c057
+# %% ../../nbs/studies/sweep.ipynb #c068
 @dataclass
 class Entry:
     "A run of a sweep, and what its stages depend on."
@@ -356,7 +361,7 @@ def startable(entries: list[Entry], begun: set[int]) -> int | None:
             return i
     return None
 
-# %% ../../nbs/studies/sweep.ipynb #c061
+# %% ../../nbs/studies/sweep.ipynb #c072
 def _dealt(things: list, parts: int) -> list[list]:
     "A list in so many neighbouring parts; parts without a thing of their own get one that others have too."
     each = len(things) // parts
@@ -373,7 +378,7 @@ def places(parallel: int) -> list[tuple[list[int], Place]]:
     gpus = [",".join(own) or None for own in _dealt(visible_gpus(), parallel)]
     return [(own, Place(gpus=gpu)) for own, gpu in zip(_dealt(cores, parallel), gpus, strict=True)]
 
-# %% ../../nbs/studies/sweep.ipynb #c065
+# %% ../../nbs/studies/sweep.ipynb #c076
 def sweep_job(
     progress: Callable[[str, int, int], None],
     recipe: dict,
@@ -398,7 +403,7 @@ def _run_one(entry: Entry, place: tuple[list[int], Place], stopped: threading.Ev
     log = entry.run.path / "jobs.log"
     run_job("psr_nb.studies.sweep:sweep_job", arguments, log, place=where, stopped=stopped)
 
-# %% ../../nbs/studies/sweep.ipynb #c069
+# %% ../../nbs/studies/sweep.ipynb #c080
 @dataclass
 class Going:
     "The runs of a sweep under way."
@@ -426,7 +431,7 @@ class Going:
         entry.over = True
         self.tell(entry, wrong, time.time() - began)
 
-# %% ../../nbs/studies/sweep.ipynb #c070
+# %% ../../nbs/studies/sweep.ipynb #c084
 def _all_done(going: Going, pool: ThreadPoolExecutor, parallel: int):
     "Start every run as soon as it can, `parallel` at a time, and wait for all."
     begun, todo = set(), set()
@@ -453,7 +458,7 @@ def go_through(going: Going, where: list, stopped: threading.Event):
         raise
     pool.shutdown()
 
-# %% ../../nbs/studies/sweep.ipynb #c074
+# %% ../../nbs/studies/sweep.ipynb #c088
 def _entries(sweep: Sweep) -> list[Entry]:
     "Every run of a sweep, begun or continued in its folder."
     entries = []
@@ -465,7 +470,7 @@ def _entries(sweep: Sweep) -> list[Entry]:
         entries.append(Entry(member, opened, stages(opened)))
     return entries
 
-
+# %% ../../nbs/studies/sweep.ipynb #c091
 def _counted(total: int, quiet: bool) -> Callable:
     "What counts the runs that are over: a bar on a terminal or in a notebook, lines elsewhere."
     from tqdm.auto import tqdm
@@ -484,7 +489,7 @@ def _counted(total: int, quiet: bool) -> Callable:
 
     return tell
 
-# %% ../../nbs/studies/sweep.ipynb #c075
+# %% ../../nbs/studies/sweep.ipynb #c093
 def run_sweep(sweep: Sweep, parallel: int = 1, quiet: bool = False) -> Sweep:
     """Run a sweep in its folder, `parallel` runs at a time, or continue it there.
 

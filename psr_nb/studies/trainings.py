@@ -47,7 +47,7 @@ def row_tokens(b: Basis) -> float:
     rows = b.recipe.sft.epochs * (b.rows["ift"] + b.rows["eft"])
     return sum(sft_tokens(b)) / max(rows, 1e-9)
 
-# %% ../../nbs/studies/trainings.ipynb #c011
+# %% ../../nbs/studies/trainings.ipynb #c012
 def sft_training(b: Basis) -> Training:
     "How SFT holds the model; the rows of the largest micro-batch are taken to be twice the average long."
     s = b.recipe.sft
@@ -55,7 +55,7 @@ def sft_training(b: Basis) -> Training:
     tokens = s.pack_tokens or rows_at_once(b) * min(2 * row_tokens(b), limit)
     return Training(tokens, s.lora_rank, s.gradient_checkpointing, **placed(b))
 
-# %% ../../nbs/studies/trainings.ipynb #c015
+# %% ../../nbs/studies/trainings.ipynb #c016
 def dpo_tokens(b: Basis, questions: int) -> tuple[float, float]:
     "Tokens of prompts and of the steps that are compared, over all epochs of DPO."
     x, s = b.lengths, b.recipe.dpo
@@ -66,7 +66,7 @@ def dpo_tokens(b: Basis, questions: int) -> tuple[float, float]:
     times = s.epochs * questions
     return times * before, times * compared
 
-# %% ../../nbs/studies/trainings.ipynb #c017
+# %% ../../nbs/studies/trainings.ipynb #c019
 def _done_with_reference(b: Basis) -> bool:
     "Is the reference let go of before training?"
     asked = b.recipe.dpo.precompute_reference
@@ -92,7 +92,7 @@ def dpo_training(b: Basis) -> Training:
         **placed(b),
     )
 
-# %% ../../nbs/studies/trainings.ipynb #c021
+# %% ../../nbs/studies/trainings.ipynb #c023
 def micro_batches(b: Basis, section: str) -> float:
     "Of an optimizer step, on average."
     if section == "sft":
@@ -111,7 +111,7 @@ def busy(b: Basis, section: str) -> float:
     n = micro_batches(b, section)
     return n / (math.ceil(n / b.processes) * b.processes)
 
-# %% ../../nbs/studies/trainings.ipynb #c025
+# %% ../../nbs/studies/trainings.ipynb #c027
 TRAININGS: dict[str, Callable[[Basis], Training]] = {"sft": sft_training, "dpo": dpo_training}
 
 
@@ -119,7 +119,7 @@ def parts_of(b: Basis, section: str) -> dict[str, float]:
     "Part -> GiB on each GPU at the peak of one arm's training; `section` is sft or dpo."
     return training_memory(b.shape, TRAININGS[section](b))
 
-# %% ../../nbs/studies/trainings.ipynb #c027
+# %% ../../nbs/studies/trainings.ipynb #c030
 def arms_beside(b: Basis, section: str) -> int:
     "How many arms' trainings have the same GPUs at the same time; M1 is trained alone."
     if section == "sft":
@@ -134,7 +134,7 @@ def training_fits(b: Basis, section: str) -> bool:
     taken = arms_beside(b, section) * sum(parts_of(b, section).values())
     return taken <= b.hardware.memory - OVERHEAD
 
-# %% ../../nbs/studies/trainings.ipynb #c031
+# %% ../../nbs/studies/trainings.ipynb #c034
 _SPARING = {"gradient_checkpointing": True}
 _LORA = _SPARING | {"lora_rank": 64}
 _SMALLER = {
@@ -174,7 +174,7 @@ def fitting_processes(b: Basis, section: str) -> int | None:
             return n
     return None
 
-# %% ../../nbs/studies/trainings.ipynb #c035
+# %% ../../nbs/studies/trainings.ipynb #c038
 def _divided(b: Basis, n: int) -> str:
     "How to divide a training among n GPUs, in words."
     hw = b.hardware
@@ -199,7 +199,7 @@ def _ways(b: Basis, section: str) -> str:
     larger = "larger GPUs (--gpu-memory)" if b.hardware.on_gpus else "a machine with more memory"
     return "set " + ", or ".join(ways) if ways else f"take {larger}"
 
-# %% ../../nbs/studies/trainings.ipynb #c037
+# %% ../../nbs/studies/trainings.ipynb #c040
 def processes_fault(b: Basis) -> str:
     "Why a machine has no room for the processes that a recipe asks for, '' if it has."
     hw, asked = b.hardware, b.recipe.hardware
