@@ -302,7 +302,7 @@ def _chosen_nll(log_probs: torch.Tensor, completion_mask: torch.Tensor, weights=
     per_token = _nll(log_probs.chunk(2)[0], real)
     return per_token.mean() if weights is None else (weights * per_token).mean()
 
-# %% ../nbs/09_dpo.ipynb #c041
+# %% ../nbs/09_dpo.ipynb #c042
 def _weigh(outputs, weights: torch.Tensor) -> None:
     """Let TRL's `use_weighting` multiply the loss of each pair by its weight.
 
@@ -315,7 +315,7 @@ def _times(inputs: dict) -> torch.Tensor:
     "How often each token of a micro-batch counts where routers are balanced: in how many texts it stands."
     return inputs["tree"]["times"] if "tree" in inputs else inputs["attention_mask"]
 
-# %% ../nbs/09_dpo.ipynb #c044
+# %% ../nbs/09_dpo.ipynb #c045
 def _check_alike(trainer) -> None:
     "InputError if log-ratios aren't 0 although policy and reference are one model still."
     found = trainer._metrics["train"]
@@ -330,7 +330,7 @@ def _check_alike(trainer) -> None:
                 "model draws at random in training (dropout, noise), and DPO would learn that; take another"
             )
 
-# %% ../nbs/09_dpo.ipynb #c047
+# %% ../nbs/09_dpo.ipynb #c048
 class _StepLoss:
     "For a DPOTrainer whose batch is an optimizer step, as `_collate` makes it."
 
@@ -412,7 +412,7 @@ class _StepLoss:
             for name in ("gather", "gather_for_metrics"):
                 self.accelerator.__dict__.pop(name, None)
 
-# %% ../nbs/09_dpo.ipynb #c051
+# %% ../nbs/09_dpo.ipynb #c052
 @functools.cache
 def _trainer_class():
     "TRL's DPOTrainer with the two classes above and that of fine-tuning mixed in."
@@ -420,7 +420,7 @@ def _trainer_class():
 
     return type("StepDPOTrainer", (_StepLoss, _StepBatches, Launched, DPOTrainer), {})
 
-# %% ../nbs/09_dpo.ipynb #c054
+# %% ../nbs/09_dpo.ipynb #c055
 def _fault(p: StepPair, vocabulary: int, tokenizer) -> str | None:
     "Why a pair can't be trained on; None if it can."
     if not p.chosen_ids or not p.rejected_ids or not p.prompt_ids:
@@ -448,7 +448,7 @@ def _check(pairs: list[StepPair], vocabulary: int, tokenizer) -> None:
         if fault:
             raise InputError(f"pair of {p.trajectory_id} step {p.step}: {fault}")
 
-# %% ../nbs/09_dpo.ipynb #c057
+# %% ../nbs/09_dpo.ipynb #c058
 def _lengths(pairs: list[StepPair], limit: int) -> tuple[list[StepPair], int]:
     "(pairs that fit, number of those too long, which are left out with a warning before training starts)."
 
@@ -464,7 +464,7 @@ def _lengths(pairs: list[StepPair], limit: int) -> tuple[list[StepPair], int]:
         )
     return kept, too_long
 
-# %% ../nbs/09_dpo.ipynb #c060
+# %% ../nbs/09_dpo.ipynb #c061
 def _plain_models(trainer) -> list:
     "The causal language models of policy and reference, without PEFT's wrapper."
     policy = trainer.accelerator.unwrap_model(trainer.model)
@@ -492,7 +492,7 @@ def _with_trees(models: list, pairs: list[StepPair], s: DPOSettings) -> DPOSetti
     )
     return replace(s, packing="pairs")
 
-# %% ../nbs/09_dpo.ipynb #c064
+# %% ../nbs/09_dpo.ipynb #c065
 def _pairs_agree(model, pairs: list[dict], pad: int) -> bool:
     "Does a batch of pairs give its texts the log-probabilities that they have alone?"
     [(_, batch)] = _one_by_one(pairs, pad, len(pairs))
@@ -516,7 +516,7 @@ def _with_pairs(models: list, pairs: list[dict], pad: int, border: int) -> None:
     for model in models:
         learn_rows(model, border)
 
-# %% ../nbs/09_dpo.ipynb #c067
+# %% ../nbs/09_dpo.ipynb #c068
 def _prepare(trainer, pairs: list[StepPair], s: DPOSettings, pad: int) -> None:
     "Find the way in which this model can be trained on these pairs, and set the trainer up for it."
     models, given = _plain_models(trainer), [vars(p) for p in pairs]
@@ -532,7 +532,7 @@ def _prepare(trainer, pairs: list[StepPair], s: DPOSettings, pad: int) -> None:
     place = dict(rank=trainer.args.process_index, world=trainer.args.world_size)
     trainer.data_collator = functools.partial(_collate, pad=pad, s=s, border=border, **place)
 
-# %% ../nbs/09_dpo.ipynb #c069
+# %% ../nbs/09_dpo.ipynb #c070
 def _load(model: str, s: DPOSettings):
     "A model with the attention of the settings, without dropout and without a router's loss."
     net = load_trainable(model)
@@ -554,7 +554,7 @@ def _rows(pairs: list[StepPair], s: DPOSettings, seed: int) -> list[dict]:
                 given["weight"] = 1.0 if p.weight is None else p.weight
     return rows
 
-# %% ../nbs/09_dpo.ipynb #c072
+# %% ../nbs/09_dpo.ipynb #c073
 def _beside(texts: list[LearntText], weight: float) -> list[dict]:
     "Texts as the trainer's dataset has them, which weigh `weight` together."
     out = []
@@ -582,7 +582,7 @@ def _with_texts(rows: list[dict], texts: list[LearntText], s: DPOSettings, seed:
         row["texts"] += _beside(list(itertools.islice(again, drawn)), drawn / (n + drawn))
     return rows
 
-# %% ../nbs/09_dpo.ipynb #c076
+# %% ../nbs/09_dpo.ipynb #c077
 def _apart(rows: list[StepPair | LearntText]) -> tuple[list[StepPair], list[LearntText]]:
     "(pairs, texts) of what is to be trained on."
     texts = [x for x in rows if isinstance(x, LearntText)]
@@ -609,7 +609,7 @@ def _fitting_texts(texts: list[LearntText], s: DPOSettings, limit: int, vocabula
         warnings.warn(f"{said} and are not trained on", stacklevel=2)
     return kept
 
-# %% ../nbs/09_dpo.ipynb #c079
+# %% ../nbs/09_dpo.ipynb #c081
 def _steps(given: list[StepPair | LearntText], net, tokenizer, s: DPOSettings, seed: int) -> tuple:
     "(rows for the trainer, the pairs in them, number of pairs too long) of what is to be trained on."
     vocabulary = net.get_input_embeddings().num_embeddings
@@ -635,7 +635,7 @@ def _check_texts(models: list, rows: list[dict], pad: int) -> None:
         for model in models:
             learn_rows(model)
 
-# %% ../nbs/09_dpo.ipynb #c082
+# %% ../nbs/09_dpo.ipynb #c084
 def _arguments(s: DPOSettings, out: Path, seed: int):
     "TRL's configuration."
     from trl import DPOConfig
@@ -650,11 +650,11 @@ def _arguments(s: DPOSettings, out: Path, seed: int):
         remove_unused_columns=False,
     )
 
-# %% ../nbs/09_dpo.ipynb #c085
+# %% ../nbs/09_dpo.ipynb #c087
 def reference_first(s: DPOSettings, own: bool) -> bool:
     """Is the reference done with before training? `own`: it is a model beside the policy.
 
-    Where the settings leave it open: on a GPU, and where the model is divided, because it makes room there."""
+    Where the settings leave it open: on a GPU, and where the model is divided, since it makes room."""
     if s.precompute_reference is not None:
         return s.precompute_reference
     return own and (torch.cuda.is_available() or on_hardware().shard != "none")
@@ -672,7 +672,23 @@ def _let_go(trainer, rows: list[dict]) -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
-# %% ../nbs/09_dpo.ipynb #c088
+# %% ../nbs/09_dpo.ipynb #c090
+def _trainer_of(policy, reference, rows: list[dict], tokenizer, args, s: DPOSettings):
+    "TRL's trainer, with our classes."
+    from datasets import Dataset
+
+    return make_trainer(
+        _trainer_class(),
+        policy,
+        args,
+        ref_model=reference,
+        data_collator=lambda steps: steps,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=lora(s),
+    )
+
+
 def step_dpo_trainer(
     model: str,
     pairs: list[StepPair | LearntText],  # and texts that are learnt beside them
@@ -682,22 +698,12 @@ def step_dpo_trainer(
     reference: str | None = None,
 ):
     "(trainer, tokenizer, pairs too long to train on). The reference is `model` unless another is named."
-    from datasets import Dataset
-
     check_device(s)
     net, tokenizer = _load(model, s), load_tokenizer(model)
     rows, kept, too_long = _steps(pairs, net, tokenizer, s, seed)
     without = s.lora_rank and reference is None  # the reference is the policy without its adapter
-    trainer = make_trainer(
-        _trainer_class(),
-        net,
-        _arguments(s, out, seed),
-        ref_model=None if without else _load(reference or model, s),
-        data_collator=lambda steps: steps,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        peft_config=lora(s),
-    )
+    other = None if without else _load(reference or model, s)
+    trainer = _trainer_of(net, other, rows, tokenizer, _arguments(s, out, seed), s)
     trainer.alike = reference in (None, model)
     pad = pad_id(tokenizer, net.get_input_embeddings().num_embeddings)
     _prepare(trainer, kept, s, pad)
@@ -706,7 +712,7 @@ def step_dpo_trainer(
         _let_go(trainer, rows)
     return trainer, tokenizer, too_long
 
-# %% ../nbs/09_dpo.ipynb #c094
+# %% ../nbs/09_dpo.ipynb #c096
 def train_dpo(
     model: str,
     pairs: list[StepPair | LearntText],  # and texts that are learnt beside them
@@ -726,7 +732,7 @@ def train_dpo(
     figures = {"pairs": len(_apart(pairs)[0]) - too_long, "too_long": too_long}
     return fit(trainer, tokenizer, out, figures, progress)
 
-# %% ../nbs/09_dpo.ipynb #c098
+# %% ../nbs/09_dpo.ipynb #c100
 def averaged(models: list[str], decay: float, out: str | Path) -> None:
     "Save, at `out`, the average that begins as the first model and keeps `decay` of itself at each next one."
     net = load_model(models[0], "float32")
@@ -739,7 +745,7 @@ def averaged(models: list[str], decay: float, out: str | Path) -> None:
         net.save_pretrained(part)
         load_tokenizer(models[0]).save_pretrained(part)
 
-# %% ../nbs/09_dpo.ipynb #c113
+# %% ../nbs/09_dpo.ipynb #c116
 def _parser() -> argparse.ArgumentParser:
     about = (
         "Step-wise DPO on a file of step pairs; start it with `accelerate launch -m` for several processes."
@@ -776,6 +782,6 @@ def main(argv: list[str] | None = None) -> None:
     if rank() == 0:
         print(figures)
 
-# %% ../nbs/09_dpo.ipynb #c126
+# %% ../nbs/09_dpo.ipynb #c129
 if __name__ == "__main__" and "__file__" in globals():
     main()  # run as a module, not in a notebook

@@ -62,29 +62,32 @@ def _widened(problems: int) -> float:
     "By how much Student's t is larger than the normal quantile: the first term of its expansion."
     return 1 + (Z95**2 + 1) / (4 * max(1, problems - 1))
 
+# %% ../nbs/14_gates.ipynb #c012
+def _figure(value, low, high, n: float) -> dict:
+    return {"value": value, "low": low, "high": high, "n": round(n)}
+
 
 def share_of(r: Ratio) -> dict:
     "`value` (None if nothing was counted), the ends of its 95 % interval `low` and `high`, and `n`."
     if not r.n:
-        return {"value": None, "low": 0.0, "high": 1.0, "n": 0}
+        return _figure(None, 0.0, 1.0, 0)
     p = r.x / r.n
     looks = float(r.problems)
     if 0 < p < 1:
         squared = (r.error() * _widened(r.problems)) ** 2
         looks = min(r.n, p * (1 - p) / squared) if squared else r.n
-    low, high = wilson(p * looks, looks)
-    return {"value": p, "low": low, "high": high, "n": round(r.n)}
+    return _figure(p, *wilson(p * looks, looks), r.n)
 
-# %% ../nbs/14_gates.ipynb #c016
+# %% ../nbs/14_gates.ipynb #c018
 def mean_of(r: Ratio) -> dict:
-    "As `share_of`, for a mean that is no share. Of fewer than two problems nothing is known: all are None, n 0."
+    "As `share_of`, for a mean that is no share. All is None of fewer than two problems, and n is 0."
     if r.problems < 2:
-        return {"value": None, "low": None, "high": None, "n": 0}
+        return _figure(None, None, None, 0)
     mean = r.x / r.n
     half = Z95 * _widened(r.problems) * r.error()
-    return {"value": mean, "low": mean - half, "high": mean + half, "n": round(r.n)}
+    return _figure(mean, mean - half, mean + half, r.n)
 
-# %% ../nbs/14_gates.ipynb #c020
+# %% ../nbs/14_gates.ipynb #c022
 def prefixes(t: Trajectory) -> list[list[str]]:
     "The texts of the steps that each round of a search went on from."
     out, path = [], {}
@@ -104,7 +107,7 @@ def checked_steps(t: Trajectory, domain: Domain) -> list[list[bool | None]]:
         out.append([domain.check(t.question, before, c.text.strip()) for c in s.candidates])
     return out
 
-# %% ../nbs/14_gates.ipynb #c023
+# %% ../nbs/14_gates.ipynb #c025
 @dataclass
 class LiveJudge:
     "How a judge did on the candidates of a search, and how right the pairs are."
@@ -122,13 +125,17 @@ class LiveJudge:
         for s, right in zip(t.steps, checked, strict=True):
             worth += _worth(s.judgements, right)
             if s.chosen is not None and not s.rolled_back:
-                self.on_path[s.k] = {c.text: ok for c, ok in zip(s.candidates, right, strict=True)}
+                texts = [c.text for c in s.candidates]
+                self.on_path[s.k] = dict(zip(texts, right, strict=True))
         self.judged.add(sum(worth), len(worth))
 
     def add_pairs(self, pairs: Iterable[StepPair]):
         "Count pairs of the trajectory that was added last."
-        known = [self._rights(pair) for pair in pairs]
-        known = [rights for rights in known if None not in rights]
+        known = []
+        for pair in pairs:
+            rights = self._rights(pair)
+            if None not in rights:
+                known.append(rights)
         self.pairs.add(known.count((True, False)), len(known))
 
     def _rights(self, pair: StepPair) -> tuple[bool | None, bool | None]:
@@ -146,16 +153,18 @@ def _worth(judgements: list[Judgement], right: list[bool | None]) -> list[float]
             out.append(0.5 if won is None else float(right[won]))
     return out
 
-# %% ../nbs/14_gates.ipynb #c026
+# %% ../nbs/14_gates.ipynb #c028
 def live_figures(live: LiveJudge) -> dict:
     """`live_judge` and `right_pairs` as a run's metrics.json has them, each a share with its interval.
 
     None where no comparison, or no pair, could be checked."""
-    out = {}
-    for name, ratio, key in (("live_judge", live.judged, "accuracy"), ("right_pairs", live.pairs, "share")):
-        f = share_of(ratio)
-        out[name] = {key: f["value"], "low": f["low"], "high": f["high"], "n": f["n"]} if f["n"] else None
-    return out
+    judge, pairs = share_of(live.judged), share_of(live.pairs)
+    accuracy = {"accuracy": judge.pop("value")} | judge
+    share = {"share": pairs.pop("value")} | pairs
+    return {
+        "live_judge": accuracy if live.judged.n else None,
+        "right_pairs": share if live.pairs.n else None,
+    }
 
 
 def live_accuracy(trajectories: Iterable[Trajectory], domain: Domain) -> dict:
@@ -166,7 +175,7 @@ def live_accuracy(trajectories: Iterable[Trajectory], domain: Domain) -> dict:
         live.add_pairs(pairs_of(t))
     return live_figures(live)
 
-# %% ../nbs/14_gates.ipynb #c033
+# %% ../nbs/14_gates.ipynb #c035
 SHARES = ("swap_consistency", "position_bias", "abstained", "ties")
 
 
@@ -196,13 +205,13 @@ class SearchHealth:
         shares = {name: share_of(self.ratios[name]) for name in SHARES}
         return shares | {"distinct": mean_of(self.ratios["distinct"])}
 
-# %% ../nbs/14_gates.ipynb #c038
+# %% ../nbs/14_gates.ipynb #c040
 def _is_figure(f) -> bool:
-    "Is this `value`, `low`, `high` and `n`, finite or None?"
-    if not isinstance(f, dict) or set(f) != {"value", "low", "high", "n"}:
+    "Is this `value`, `low`, `high` and `n`, all finite where there is a value?"
+    if not isinstance(f, dict) or set(f) != {"value", "low", "high", "n"} or type(f["n"]) is not int:
         return False
-    numbers = [v for v in f.values() if v is not None]
-    return type(f["n"]) is int and all(type(v) in (int, float) and math.isfinite(v) for v in numbers)
+    known = f.values() if f["value"] is not None else []
+    return all(type(v) in (int, float) and math.isfinite(v) for v in known)
 
 
 def as_figures(row, where: str) -> dict[str, dict]:
@@ -213,7 +222,7 @@ def as_figures(row, where: str) -> dict[str, dict]:
         )
     return row
 
-# %% ../nbs/14_gates.ipynb #c041
+# %% ../nbs/14_gates.ipynb #c043
 def figures_of_counts(search: dict, pair_table: dict) -> dict[str, dict]:
     "As `SearchHealth.figures`, from `search` and `pair_table` of a metrics.json."
     c = search["judge"]
@@ -228,11 +237,11 @@ def figures_of_counts(search: dict, pair_table: dict) -> dict[str, dict]:
     }
     out = {}
     for name, (x, n, per_pair) in counts.items():
-        low, high = wilson(x / per_pair, n / per_pair)
-        out[name] = {"value": x / n if n else None, "low": low, "high": high, "n": n}
+        share = x / n if n else None
+        out[name] = _figure(share, *wilson(x / per_pair, n / per_pair), n)
     return out
 
-# %% ../nbs/14_gates.ipynb #c045
+# %% ../nbs/14_gates.ipynb #c047
 @dataclass(frozen=True)
 class Gate:
     "What a figure has to be, and what to say where it isn't."
@@ -273,7 +282,7 @@ GATES = {
     ),
 }
 
-# %% ../nbs/14_gates.ipynb #c048
+# %% ../nbs/14_gates.ipynb #c050
 LEAST_CASES = 20  # of fewer, a figure crosses no gate
 
 
@@ -295,29 +304,27 @@ def _turned(f: dict) -> tuple[dict, str]:
     "A position bias as the share of the place that is preferred, and which it is."
     if f["value"] is None or f["value"] >= 0.5:
         return f, "first"
-    ends = {"value": 1 - f["value"], "low": 1 - f["high"], "high": 1 - f["low"]}
-    return f | ends, "second"
+    turned = _figure(1 - f["value"], 1 - f["high"], 1 - f["low"], f["n"])
+    return turned, "second"
 
-# %% ../nbs/14_gates.ipynb #c050
+# %% ../nbs/14_gates.ipynb #c052
 def crossed(figures: dict[str, dict], s: GateSettings) -> list[Crossing]:
     "The gates that some figures of health have crossed, those of `GATES` that are among them."
     out = []
     for name, gate in GATES.items():
-        f, side = figures.get(name), ""
+        f, side = figures.get(name, _figure(None, None, None, 0)), ""
         threshold = getattr(s, name)
-        if f is None or threshold is None or f["value"] is None or f["n"] < LEAST_CASES:
+        if threshold is None or f["value"] is None or f["n"] < LEAST_CASES:
             continue
         if name == "position_bias":
             f, side = _turned(f)
-        if gate.least:
-            beyond, clear = f["value"] < threshold, f["high"] < threshold
-        else:
-            beyond, clear = f["value"] > threshold, f["low"] > threshold
-        if beyond:
-            out.append(Crossing(name, f["value"], f["low"], f["high"], f["n"], threshold, clear, side))
+        sign, end = (-1, "high") if gate.least else (1, "low")
+        if sign * f["value"] > sign * threshold:
+            clear = sign * f[end] > sign * threshold
+            out.append(Crossing(name, **f, threshold=threshold, clear=clear, side=side))
     return out
 
-# %% ../nbs/14_gates.ipynb #c056
+# %% ../nbs/14_gates.ipynb #c058
 def _written(name: str, value: float) -> str:
     "A figure of a gate as text."
     return f"{value:.2f}" if name == "distinct" else f"{value:.0%}"
@@ -326,17 +333,18 @@ def _written(name: str, value: float) -> str:
 def sentence(c: Crossing) -> str:
     "A crossing in words."
     gate = GATES[c.gate]
-    value, low, high, limit = (_written(c.gate, v) for v in (c.value, c.low, c.high, c.threshold))
-    said = gate.said.format(v=value, n=c.n, side=c.side)
-    rule = f"{'at least' if gate.least else 'at most'} {limit}"
-    return f"{said} (95 % interval {low} to {high}; gates.{c.gate}: {rule}): {gate.advice}"
+    said = gate.said.format(v=_written(c.gate, c.value), n=c.n, side=c.side)
+    ends = f"{_written(c.gate, c.low)} to {_written(c.gate, c.high)}"
+    bound = "at least" if gate.least else "at most"
+    rule = f"gates.{c.gate}: {bound} {_written(c.gate, c.threshold)}"
+    return f"{said} (95 % interval {ends}; {rule}): {gate.advice}"
 
-# %% ../nbs/14_gates.ipynb #c059
+# %% ../nbs/14_gates.ipynb #c061
 def stops(crossings: list[Crossing], s: GateSettings, judges: bool) -> list[Crossing]:
     "Those that stop an arm: the clear ones, if it judges its own steps and gates are to stop it."
     return [c for c in crossings if c.clear and judges and s.action == "stop"]
 
-# %% ../nbs/14_gates.ipynb #c062
+# %% ../nbs/14_gates.ipynb #c064
 def drawn_pairs(rows: list[EFTRow], n: int, seed: int) -> list[EFTRow]:
     "`n` different pairs of held-out rows, drawn by seed; fewer where there are no more."
     seen = {}
@@ -354,7 +362,7 @@ def _drawn_by(seed: int) -> Callable[[EFTRow], int]:
 
     return place
 
-# %% ../nbs/14_gates.ipynb #c065
+# %% ../nbs/14_gates.ipynb #c067
 def _labelled(domain: Domain, question: str, a: str, b: str) -> str:
     "The right verdict about two first steps, '' where the domain can't say or both are right or wrong."
     right = [domain.check and domain.check(question, [], text) for text in (a, b)]
@@ -380,7 +388,7 @@ def _first_pair(problem: Problem, setup: SearchSetup) -> Asking[EFTRow | None]:
     verdict = _labelled(domain, problem.question, a, b)
     return EFTRow(problem.id, problem.question, [], a, b, verdict, "", "search")
 
-# %% ../nbs/14_gates.ipynb #c068
+# %% ../nbs/14_gates.ipynb #c070
 def sampled_pairs(engine: Engine, setup: SearchSetup, problems: list[Problem], n: int) -> list[EFTRow]:
     "Up to `n` pairs of candidates for first steps, of the first `3 n` problems at most."
     found = {}
@@ -392,7 +400,7 @@ def sampled_pairs(engine: Engine, setup: SearchSetup, problems: list[Problem], n
     order = [p.id for p in problems if p.id in found]
     return [found[id] for id in order[:n]]
 
-# %% ../nbs/14_gates.ipynb #c072
+# %% ../nbs/14_gates.ipynb #c074
 _BOTH = [(0, 1), (1, 0)]
 
 
@@ -415,10 +423,14 @@ def in_short(figures: dict[str, dict]) -> str:
         "position_bias": "says A {:.0%}",
         "accuracy": "right {:.0%}",
     }
-    known = {name: figures[name]["value"] for name in words if figures[name]["value"] is not None}
-    return ", ".join(words[name].format(value) for name, value in known.items()) or "no verdict"
+    said = []
+    for name, text in words.items():
+        value = figures[name]["value"]
+        if value is not None:
+            said.append(text.format(value))
+    return ", ".join(said) or "no verdict"
 
-# %% ../nbs/14_gates.ipynb #c075
+# %% ../nbs/14_gates.ipynb #c077
 def check_judge(
     engine: Engine,
     setup: JudgeSetup,
@@ -440,7 +452,7 @@ def check_judge(
     progress(f"judge check|{in_short(figures)}", len(rows), len(rows))
     return figures
 
-# %% ../nbs/14_gates.ipynb #c080
+# %% ../nbs/14_gates.ipynb #c082
 def step_tokens(rows: Iterable[EvalRow]) -> Ratio:
     "Tokens over steps of the solutions of an evaluation."
     r = Ratio()
@@ -457,10 +469,10 @@ def growth(first: Ratio, now: Ratio) -> dict:
     after = now.x / now.n
     relative = math.hypot(first.error() / before, now.error() / after) if after else 0.0
     half = Z95 * _widened(min(first.problems, now.problems)) * relative * after / before
-    value = after / before - 1
-    return {"value": value, "low": value - half, "high": value + half, "n": round(now.n)}
+    grown = after / before - 1
+    return _figure(grown, grown - half, grown + half, now.n)
 
-# %% ../nbs/14_gates.ipynb #c084
+# %% ../nbs/14_gates.ipynb #c086
 def stale(figures: list[float], patience: int) -> int | None:
     "The place of the best figure, if at least `patience` came after it and none was better; else None."
     if not patience or not figures:

@@ -84,7 +84,7 @@ class PairSettings:
         0.0  # off a score for each token, before a pair is chosen
     )
     weight: Literal["none", "margin"] = "none"  # "margin": a pair counts as its margin by the mean margin
-    # Who has to prefer the chosen to the rejected, shown these two alone: "self", the model that searched, and "M1".
+    # Who has to prefer the chosen to the rejected, shown them alone: "self" (the model that searched), "M1".
     judges_agree: list[str] = field(default_factory=list)
     # "consistent": pairs of judgements too, of a prompt for which several were sampled (`judge.votes`)
     judgements: Literal["off", "consistent"] = "off"
@@ -229,7 +229,7 @@ def _consistent(step: Step) -> list[tuple[Judgement, Vote, Vote]]:
 
 
 def judgement_pairs(t: Trajectory, setup: JudgeSetup) -> list[StepPair]:
-    "Pairs of judgements on the path of a trajectory; `setup` is that of the judge, so that prompts are the same."
+    "Pairs of judgements on the path of a trajectory; `setup` is that of the judge, for its prompts."
     tokenizer, pairs, before = setup.tokenizer, [], []
     for step in t.path:
         texts = [c.text.strip() for c in step.candidates[: len(step.scores)]]

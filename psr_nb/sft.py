@@ -87,8 +87,10 @@ def score_row_ids(tokenizer, domain: Domain, row: ScoreRow) -> IdRow:
     check_tokenizer(tokenizer, domain)
     shown = numbered(row.steps, label=domain.label)
     prompt = prompt_ids(tokenizer, domain.rubric.ask(row.question, shown))
-    said = f" {row.words.strip()}\n" if row.words.strip() else " "
-    words = said_after(tokenizer, ":", f"{said}{domain.rubric.mark} {row.score}")
+    said = row.words.rstrip()
+    blank = "" if said.startswith("\n") else " "
+    end = f"\n{domain.rubric.mark} {row.score}" if said else f"{domain.rubric.mark} {row.score}"
+    words = said_after(tokenizer, ":", f"{blank}{said}{end}")
     return prompt, words + [tokenizer.eos_token_id]
 
 # %% ../nbs/07_sft.ipynb #c017
@@ -152,7 +154,7 @@ class HardwareSettings:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights in training
     save: Literal["float32", "bfloat16"] = "float32"  # of the model that is saved, as safetensors
 
-# %% ../nbs/07_sft.ipynb #c023
+# %% ../nbs/07_sft.ipynb #c024
 _given = {"hardware": HardwareSettings()}
 
 
@@ -173,7 +175,7 @@ def check_hardware(h: HardwareSettings) -> None:
         way = "start it without, and set hardware.shard: fsdp"
         raise InputError(f"this launch asks for accelerate's own FSDP, which is not used here; {way}")
 
-# %% ../nbs/07_sft.ipynb #c026
+# %% ../nbs/07_sft.ipynb #c028
 def load_trainable(path: str):
     "A model as this process is to train it, or its part of it."
     h = on_hardware()
@@ -181,7 +183,7 @@ def load_trainable(path: str):
         return load_divided(path, h.dtype)
     return load_model(path, h.dtype, "cpu" if h.shard == "zero3" else None)  # DeepSpeed divides it on its way
 
-# %% ../nbs/07_sft.ipynb #c029
+# %% ../nbs/07_sft.ipynb #c032
 def mixed(ift: list, eft: list, eft_share: float | None, seed: int = 0) -> tuple[list, int]:
     """(rows, number left out): all rows if `eft_share` is None, or as many as there can be with that share of
     EFT rows, drawn by `seed`. InputError if the share can't be had."""
@@ -201,7 +203,7 @@ def mixed(ift: list, eft: list, eft_share: float | None, seed: int = 0) -> tuple
     rows = draw.sample(ift, min(len(ift), round(total) - n)) + draw.sample(eft, n)
     return rows, len(ift) + len(eft) - len(rows)
 
-# %% ../nbs/07_sft.ipynb #c033
+# %% ../nbs/07_sft.ipynb #c036
 def _none_fits(n: int, limit: int) -> str:
     "What is said if all training rows are too long."
     advice = "raise max_length or take a model with a longer context"
@@ -215,12 +217,12 @@ def fitting(rows: list, length: Callable, limit: int) -> tuple[list, int]:
         raise InputError(_none_fits(len(rows), limit))
     return kept, len(rows) - len(kept)
 
-# %% ../nbs/07_sft.ipynb #c036
+# %% ../nbs/07_sft.ipynb #c039
 def context_of(model) -> int:
     "The longest sequence a model takes."
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
 
-# %% ../nbs/07_sft.ipynb #c039
+# %% ../nbs/07_sft.ipynb #c042
 def _packs(lengths: list[int], most: int) -> list[list[int]]:
     "Indices of the rows that are packed together: first fit, the longest first; a longer one stays alone."
     out = []
@@ -234,7 +236,7 @@ def _packs(lengths: list[int], most: int) -> list[list[int]]:
         room[first] -= lengths[i]
     return out
 
-# %% ../nbs/07_sft.ipynb #c042
+# %% ../nbs/07_sft.ipynb #c045
 def _joined(rows: list[dict]) -> dict:
     "Rows of `input_ids` and `labels` as one row, with `position_ids`."
     out = {"input_ids": [], "labels": [], "position_ids": []}
@@ -250,12 +252,12 @@ def packed(rows: list[dict], most: int) -> list[dict]:
     packs = _packs([len(r["input_ids"]) for r in rows], most)
     return [_joined([rows[i] for i in pack]) for pack in packs]
 
-# %% ../nbs/07_sft.ipynb #c046
+# %% ../nbs/07_sft.ipynb #c049
 def _one_row(rows: list[dict]) -> dict:
     "A packed row as a batch, without an attention mask: its position ids say what belongs together."
     return {k: torch.tensor([rows[0][k]]) for k in rows[0]}
 
-# %% ../nbs/07_sft.ipynb #c054
+# %% ../nbs/07_sft.ipynb #c057
 _AT_ONCE = 1000  # rows in memory, and in a batch of the file
 
 
@@ -286,7 +288,7 @@ def _checked(ids: Iterable[IdRow], vocabulary: int) -> Iterator[IdRow]:
             raise InputError(f"training row {k} has the id {odd[0]}, {known}; {why}")
         yield prompt, completion
 
-# %% ../nbs/07_sft.ipynb #c058
+# %% ../nbs/07_sft.ipynb #c061
 def _fitting_rows(ids: Iterable[IdRow], limit: int, lengths: array) -> Iterator[dict]:
     "Rows for TRL that aren't longer than `limit`; all lengths go to `lengths`, 0 for what is left out."
     for prompt, completion in ids:
@@ -305,7 +307,7 @@ def _rows_on_disk(ids: Iterable[IdRow], limit: int, path: Path) -> tuple:
         raise InputError(_none_fits(len(lengths), limit))
     return data, kept, len(lengths) - len(kept)
 
-# %% ../nbs/07_sft.ipynb #c061
+# %% ../nbs/07_sft.ipynb #c064
 def _once(make: Callable[[Path], tuple], path: Path) -> tuple:
     "(dataset that `make` writes to `path`, what else it gives), made by one of several processes for all."
     from datasets import Dataset
@@ -323,7 +325,7 @@ def _once(make: Callable[[Path], tuple], path: Path) -> tuple:
         raise made[0]
     return Dataset.from_file(str(path)), *made[0]
 
-# %% ../nbs/07_sft.ipynb #c064
+# %% ../nbs/07_sft.ipynb #c067
 # DeepSpeed's configuration of ZeRO stage 3 (arXiv 1910.02054), its numbers filled in by transformers. Not
 # measured by us.
 _ZERO3 = {
@@ -373,7 +375,7 @@ def lora(s: TrainSettings):
     every = "all-linear"
     return LoraConfig(r=s.lora_rank, lora_alpha=s.lora_alpha, target_modules=every, task_type="CAUSAL_LM")
 
-# %% ../nbs/07_sft.ipynb #c067
+# %% ../nbs/07_sft.ipynb #c070
 @contextlib.contextmanager
 def own_random_state(checkpoint: str | Path, name: str) -> Iterator[str]:
     "A folder that has a file `name` with a random state: the checkpoint, or one with another process's."
@@ -385,7 +387,7 @@ def own_random_state(checkpoint: str | Path, name: str) -> Iterator[str]:
         shutil.copy(Path(checkpoint, there[0]), Path(other, name))
         yield other
 
-# %% ../nbs/07_sft.ipynb #c070
+# %% ../nbs/07_sft.ipynb #c074
 def _loader_of_all(trainer):
     "A loader of all batches for every process, in the order of one process."
     from accelerate.data_loader import prepare_data_loader
@@ -452,7 +454,7 @@ class Launched:
         with own_random_state(checkpoint, name) as where:
             super()._load_rng_state(where)
 
-# %% ../nbs/07_sft.ipynb #c074
+# %% ../nbs/07_sft.ipynb #c078
 def make_trainer(kind: type, net, args, **given):
     "A trainer of TRL's class `kind`. InputError for one process with several GPUs."
     if on_hardware().gpus == 1 and world() == 1 and args.n_gpu > 1:
@@ -466,7 +468,7 @@ def make_trainer(kind: type, net, args, **given):
         wrapper.forward = wrapper.model.__call__
     return trainer
 
-# %% ../nbs/07_sft.ipynb #c077
+# %% ../nbs/07_sft.ipynb #c082
 Progress = Callable[[str, int, int], None]  # told what is under way, how much is done, and of how much
 
 
@@ -486,7 +488,7 @@ def _callback(progress: Progress):
 
     return Watch()
 
-# %% ../nbs/07_sft.ipynb #c080
+# %% ../nbs/07_sft.ipynb #c085
 def _drop_torn(work: Path) -> None:
     "Remove the checkpoints in folder `work` that were not written to their end."
     for checkpoint in work.glob("checkpoint-*"):
@@ -500,7 +502,7 @@ def _last_checkpoint(work: Path) -> str | None:
     found = sorted(work.glob("checkpoint-*"), key=lambda c: int(c.name.split("-")[1]))
     return str(found[-1]) if found else None
 
-# %% ../nbs/07_sft.ipynb #c083
+# %% ../nbs/07_sft.ipynb #c088
 def _merged_anew(model):
     "LoRA of a divided model in a whole one, which process 0 reads again; in the others the model itself."
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -528,7 +530,7 @@ def _plain_model(trainer):
         return model.merge_and_unload(), None
     return model, state
 
-# %% ../nbs/07_sft.ipynb #c086
+# %% ../nbs/07_sft.ipynb #c091
 def _as_type(state: dict, weights: set[str], dtype: torch.dtype) -> dict:
     "The same state with those tensors that are weights in another type; what was one tensor stays one."
     cast = {}
@@ -550,7 +552,7 @@ def _save_model(part: Path, model, state: dict | None) -> None:
             at["dtype"] = wanted
             write_whole(part / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
 
-
+# %% ../nbs/07_sft.ipynb #c094
 def _save(out: Path, model, state: dict | None, tokenizer, texts: dict[str, str]) -> None:
     "Model, tokenizer and the files in `texts` at `out`, in one move."
     with write_folder(out) as part:
@@ -559,7 +561,7 @@ def _save(out: Path, model, state: dict | None, tokenizer, texts: dict[str, str]
         for name, text in texts.items():
             write_whole(part / name, text)
 
-# %% ../nbs/07_sft.ipynb #c091
+# %% ../nbs/07_sft.ipynb #c097
 def work_of(out: str | Path) -> Path:
     "The folder of a training's checkpoints, beside the model that it makes."
     return Path(f"{out}.training")
@@ -579,7 +581,7 @@ def done_before(out: str | Path) -> dict | None:
         shutil.rmtree(work_of(out), ignore_errors=True)
     return json_file(out / "training.json")
 
-# %% ../nbs/07_sft.ipynb #c094
+# %% ../nbs/07_sft.ipynb #c100
 @contextlib.contextmanager
 def in_memory(trainer) -> Iterator[None]:
     "Turns an error for want of memory into an InputError that names what to lower."
@@ -590,7 +592,7 @@ def in_memory(trainer) -> Iterator[None]:
         way = f"lower {less}, set gradient_checkpointing, or divide the model with hardware.shard: fsdp"
         raise InputError(f"process {rank()} ran out of memory on {own_device()} in training; {way}") from e
 
-# %% ../nbs/07_sft.ipynb #c097
+# %% ../nbs/07_sft.ipynb #c103
 def fit(trainer, tokenizer, out: Path, facts: dict, progress: Progress) -> dict:
     """Train, from the last whole checkpoint if there is one, and save model, loss curve and figures at `out`
     in one move. The figures are `facts`, the number of updates, and the first and the last loss."""
@@ -615,7 +617,7 @@ def fit(trainer, tokenizer, out: Path, facts: dict, progress: Progress) -> dict:
     trainer.accelerator.wait_for_everyone()
     return facts
 
-# %% ../nbs/07_sft.ipynb #c101
+# %% ../nbs/07_sft.ipynb #c107
 _NO_BORDER = 1 << 60
 
 
@@ -634,7 +636,7 @@ def _keeps_apart(net, data) -> bool:
     two = _two(data, length_border(net.config) or _NO_BORDER)
     return len(two) < 2 or agrees(net, _one_row([_joined(two)]), fused=False)
 
-# %% ../nbs/07_sft.ipynb #c104
+# %% ../nbs/07_sft.ipynb #c110
 def _plain(trainer):
     "The causal language model in training, without PEFT's wrapper."
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -657,7 +659,7 @@ def _by_row_if_needed(trainer, longest: int) -> None:
     warnings.warn(f"{why}. Such rows go through the model one by one, which is slower", stacklevel=2)
     learn_rows(model, border)
 
-# %% ../nbs/07_sft.ipynb #c107
+# %% ../nbs/07_sft.ipynb #c113
 def _pack(data, lengths: list[int], s: SFTSettings, path: Path) -> tuple:
     "(packed rows on disk, arguments of SFTConfig that make batches of them)."
     packs, parts = _packs(lengths, s.pack_tokens), data.data.to_batches()
@@ -683,7 +685,7 @@ def _padded(s: SFTSettings) -> dict:
         train_sampling_strategy="group_by_length",
     )
 
-# %% ../nbs/07_sft.ipynb #c110
+# %% ../nbs/07_sft.ipynb #c116
 class _Routed:
     "For an SFTTrainer: adds the loss that balances routers."
 
@@ -700,7 +702,7 @@ class _Routed:
         counts = world() * (inputs["labels"] != -100).any()  # gradients are averaged over the processes
         return loss + counts * self.router_weight * balance / parts
 
-# %% ../nbs/07_sft.ipynb #c114
+# %% ../nbs/07_sft.ipynb #c120
 def own_turns(batches: list[dict], rank: int, world: int) -> list[dict | None]:
     "As many turns as there are batches: None, then those of process `rank` of `world`, each has as many."
     mine = batches[rank::world]
@@ -731,7 +733,7 @@ class _Turns:
         "What transformers estimates of a turn."
         return 0 if inputs is None else super().floating_point_ops(inputs)
 
-# %% ../nbs/07_sft.ipynb #c118
+# %% ../nbs/07_sft.ipynb #c124
 class _Order(torch.utils.data.Sampler):
     "The order of an epoch by transformers' sampler `inner`: the same in all processes, and when resumed."
 
@@ -773,7 +775,7 @@ class _Ordered:
         self.kept_order = torch.load(kept, weights_only=True) if kept.exists() else None
         super()._load_from_checkpoint(checkpoint, model)
 
-
+# %% ../nbs/07_sft.ipynb #c127
 @functools.cache
 def _trainer_class():
     "TRL's SFTTrainer with the classes above mixed in."
@@ -781,7 +783,7 @@ def _trainer_class():
 
     return type("LaunchedSFTTrainer", (_Routed, _Turns, _Ordered, Launched, SFTTrainer), {})
 
-# %% ../nbs/07_sft.ipynb #c122
+# %% ../nbs/07_sft.ipynb #c130
 def _collator(s: SFTSettings, tokenizer, vocabulary: int):
     "What makes a batch of rows; None leaves it to TRL, which pads with the tokenizer's own id."
     if s.pack_tokens:
@@ -793,7 +795,7 @@ def _collator(s: SFTSettings, tokenizer, vocabulary: int):
 
     return DataCollatorForLanguageModeling(pad_token_id=pad)
 
-# %% ../nbs/07_sft.ipynb #c126
+# %% ../nbs/07_sft.ipynb #c134
 def _sft_trainer(net, tokenizer, ids: Iterable[IdRow], out: Path, s: SFTSettings, seed: int) -> tuple:
     "(trainer, figures of its rows)."
     from trl import SFTConfig
@@ -825,7 +827,7 @@ def _sft_trainer(net, tokenizer, ids: Iterable[IdRow], out: Path, s: SFTSettings
         trainer.routers, trainer.router_weight = Routers(_plain(trainer)), s.router_aux_loss_coef
     return trainer, figures
 
-# %% ../nbs/07_sft.ipynb #c130
+# %% ../nbs/07_sft.ipynb #c138
 def train_sft(
     model: str,  # folder or hub id
     ids: Iterable[IdRow],  # may be an iterator: rows are looked at once
@@ -847,7 +849,7 @@ def train_sft(
     trainer, figures = _sft_trainer(net, tokenizer, ids, out, s, seed)
     return fit(trainer, tokenizer, out, figures, progress)
 
-# %% ../nbs/07_sft.ipynb #c142
+# %% ../nbs/07_sft.ipynb #c150
 def command_settings(cls: type, assignments: list[str]) -> tuple:
     "(settings of class `cls`, those of the hardware) from `--set` arguments. InputError for a wrong one."
     given, hardware = {}, {}
@@ -868,7 +870,7 @@ def _domain(name: str) -> Domain:
             f"--domain: {name!r} is neither math nor arithmetic, nor can it be imported ({e})"
         ) from e
 
-# %% ../nbs/07_sft.ipynb #c145
+# %% ../nbs/07_sft.ipynb #c154
 def _file_rows(paths: list[str]) -> tuple[list[IFTRow], list[EFTRow]]:
     "(solutions, judgements) of JSONL files. InputError names a bad row."
     found = {IFTRow: [], EFTRow: []}
@@ -890,7 +892,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--set", action="append", default=[], metavar="SETTING=VALUE", help=how)
     return p
 
-# %% ../nbs/07_sft.ipynb #c147
+# %% ../nbs/07_sft.ipynb #c156
 def _train_files(args: argparse.Namespace) -> dict:
     "What the command does; figures of the training."
     from psr_nb.engine import load_tokenizer
@@ -919,6 +921,6 @@ def main(argv: list[str] | None = None) -> None:
     if rank() == 0:
         print(figures)
 
-# %% ../nbs/07_sft.ipynb #c154
+# %% ../nbs/07_sft.ipynb #c163
 if __name__ == "__main__" and "__file__" in globals():
     main()  # run as a module, not in a notebook

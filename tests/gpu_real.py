@@ -426,6 +426,7 @@ def run_command(place: Place) -> list[str]:
         "data.eft": place.data("eft"),
         "data.judge_test": place.data("judge_test"),
         "engine.kind": "transformers",
+        "gates.action": "warn",  # what a judge that is none leads to is among what is measured here
     } | (TINY_SETTINGS if place.tiny else {})
     changes = [x for name, value in settings.items() for x in ("--set", f"{name}={value}")]
     recipe = Path(__file__).parent.parent / "data" / "recipes" / f"{RECIPE}.yaml"

@@ -82,7 +82,7 @@ sys.exit(any(codes))
 def toy(tmp_path, monkeypatch):
     "A folder with a module of jobs that children can import."
     (tmp_path / "toy_of_many.py").write_text(TOY)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return tmp_path
 

@@ -2,10 +2,12 @@
 
 import copy
 import json
+import shutil
 import typing
 from collections import Counter
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +17,10 @@ from psr_nb.dpo import DPOSettings, step_dpo_trainer
 from psr_nb.engine import RecordedEngine, load_tokenizer, says
 from psr_nb.engines.transformers import load_model
 from psr_nb.evaluate import JudgeRow
-from psr_nb.files import packaged, read_jsonl
+from psr_nb.files import packaged, read_jsonl, write_jsonl
 from psr_nb.judge import JudgeSettings, JudgeSetup, few_shot, judge_requests, judge_stats, judge_with, no_seed
 from psr_nb.pairs import PairSettings, judgement_pairs, make_pairs, path_text, weighted
+from psr_nb.recipe import load_recipe
 from psr_nb.records import (
     Candidate,
     EFTRow,
@@ -30,6 +33,7 @@ from psr_nb.records import (
     as_record,
     as_row,
 )
+from psr_nb.run import Run, Target, _make_average, _reference
 from psr_nb.sft import ift_ids
 from psr_nb.texts.chat import prompt_ids
 
@@ -193,6 +197,23 @@ TOGETHER = {
 }
 
 
+def made_with_all_of_them(folder):
+    "The pairs and texts of a model are what its settings say; (steps' pairs, table)."
+    made = json.loads((folder / "metrics.json").read_text())
+    table, pairs = made["pair_table"], read_jsonl(folder / "pairs.jsonl", StepPair)
+    of_steps = [p for p in pairs if p.weight is not None]
+    assert len(of_steps) == table["pairs"] == made["pairs"]
+    assert len(pairs) - len(of_steps) == table["pairs of judgements"] > 0
+    assert sum(p.weight for p in of_steps) == pytest.approx(len(of_steps))
+    texts = read_jsonl(folder / "texts.jsonl", LearntText)
+    assert {t.id for t in texts if t.kind == "path"} == {p.trajectory_id for p in of_steps}
+    assert any(t.kind == "rehearsal" for t in texts)
+    assert made["search"]["judge"]["vote_agreement"] > 0.5
+    log = [json.loads(x) for x in (folder / "model" / "training.jsonl").read_text().splitlines()]
+    assert log and all(row["nll/texts"] > 0 for row in log)
+    return of_steps, table
+
+
 @pytest.mark.slow
 def test_a_run_with_all_of_them(psr, tmp_path):
     asked = [x for name, value in TOGETHER.items() for x in ("--set", f"{name}={value}")]
@@ -200,27 +221,14 @@ def test_a_run_with_all_of_them(psr, tmp_path):
     out = tmp_path / "run"
     done = psr("run", "fast", "--out", out, *asked, *limits)
     assert done.returncode == 0, done.stderr
-    for n in (2, 3):
-        made = json.loads((out / f"M{n}" / "metrics.json").read_text())
-        table, pairs = made["pair_table"], read_jsonl(out / f"M{n}" / "pairs.jsonl", StepPair)
-        of_steps = [p for p in pairs if p.weight is not None]
-        assert len(of_steps) == table["pairs"] and len(pairs) == made["pairs"]
-        assert len(pairs) - len(of_steps) == table["pairs of judgements"] > 0
-        assert sum(p.weight for p in of_steps) == pytest.approx(len(of_steps))
-        texts = read_jsonl(out / f"M{n}" / "texts.jsonl", LearntText)
-        own = {p.trajectory_id for p in of_steps}
-        assert {t.id for t in texts if t.kind == "path"} == own
-        assert any(t.kind == "rehearsal" for t in texts)
-        assert made["search"]["judge"]["vote_agreement"] > 0.5
-        log = [json.loads(x) for x in (out / f"M{n}" / "model" / "training.jsonl").read_text().splitlines()]
-        assert all(row["nll/texts"] > 0 for row in log)
-    asked = read_jsonl(out / "M3" / "agreement.jsonl", JudgeRow)
+    made_with_all_of_them(out / "M2")
+    pairs, table = made_with_all_of_them(out / "M3")
     said = Counter()
-    for row in asked:
+    for row in read_jsonl(out / "M3" / "agreement.jsonl", JudgeRow):
         said[row.id] += {row.gold: 1, None: 0}.get(row.verdict, -1)
-    kept = {f"{p.trajectory_id} step {p.step}" for p in of_steps}
-    assert kept == {id for id, n in said.items() if n > 0}
-    assert table.get("judges disagree", 0) >= len(said) - len(kept)
+    agreed = {id for id, n in said.items() if n > 0}
+    assert {f"{p.trajectory_id} step {p.step}" for p in pairs} == agreed
+    assert table.get("judges disagree", 0) >= len(said) - len(agreed)
     assert not (out / "M2" / "agreement.jsonl").exists() and not (out / "M3" / "model.training").exists()
 
 
@@ -292,3 +300,35 @@ def test_examples_come_before_the_question_and_end_the_answer():
         ARITHMETIC.judge("1+1?", [], "1+1=2", "1+1=3") + " 2 is right. [[A]]"
     )
     assert len(asked.prompt_ids) > len(prompt_ids(judge.tokenizer, plain)) and asked.sampling.stop
+
+
+def test_the_reference_is_an_average_of_the_models_so_far(tmp_path):
+    changes = {"dpo.reference": "ema", "dpo.ema_decay": 0.75, "start": "M1", "model": M1}
+    third = Target(Run(load_recipe("fast", **changes), tmp_path), "judge", 3)
+    shutil.copytree(M0, third.run.folder("judge", 2) / "model")  # as if M2 were this one
+    assert _reference(replace(third, n=2)) is None
+    _make_average(third)
+    first, second, mean = (load_model(f).lm_head.weight for f in (M1, M0, _reference(third)))
+    assert torch.allclose(mean, 0.75 * first + 0.25 * second, atol=1e-7) and not torch.equal(first, second)
+    written = (Path(_reference(third)) / "model.safetensors").stat().st_mtime_ns
+    _make_average(third)  # a run that goes on takes it as it is
+    assert (Path(_reference(third)) / "model.safetensors").stat().st_mtime_ns == written
+    of_m0 = Run(load_recipe("fast", **changes | {"dpo.reference": "M0"}), tmp_path)
+    assert _reference(replace(third, run=of_m0)) == M1  # the model that the run starts with
+
+
+def test_a_run_asks_its_judge_with_examples_of_its_own_data(tmp_path):
+    r = load_recipe("fast", **{"judge.shots": 2})
+    run = Run(r, tmp_path)
+    rows = [
+        EFTRow(f"e{i}", f"{i}+1?", [], f"{i}+1={i + 1}", f"{i}+1=9", v, "so.")
+        for i, v in ((1, "B"), (2, "B"), (3, "A"))
+    ]
+    write_jsonl(run.data("eft"), rows)
+    asked = Target(run, "judge", 2).domain.judge("2+3?", [], "2+3=5", "2+3=6")
+    assert [asked.find(f"{i}+1?") >= 0 for i in (1, 2, 3)] == [True, False, True]
+    assert asked.index("3+1?") < asked.index("1+1?") and asked.endswith(
+        run.domain.judge("2+3?", [], "2+3=5", "2+3=6")
+    )
+    with pytest.raises(InputError, match="^judge.shots: a run that starts with M1 has no EFT rows"):
+        load_recipe("fast", **{"judge.shots": 2, "start": "M1"})

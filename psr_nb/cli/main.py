@@ -58,6 +58,18 @@ def _gain_line(g: dict) -> str:
     )
 
 # %% ../../nbs/cli/main.ipynb #c015
+def _end_by_gates(done):
+    "End the program with exit code 3 where a gate has stopped an arm; the run has said why."
+    from psr_nb.run import why_ended
+
+    stopped = [e for e in (why_ended(done, arm) for arm in done.recipe.arms) if e and e.by == "gates"]
+    if stopped:
+        arms = ", ".join(f"{e.arm} before M{e.n}" for e in stopped)
+        where = "above and in the report"
+        print(f"psr_nb: stopped by gates: {arms}; why, and what to do, is said {where}", file=sys.stderr)
+        raise SystemExit(3)
+
+# %% ../../nbs/cli/main.ipynb #c018
 def _run_or_stop(recipe, out: str):
     "Run a recipe in a folder. Ctrl-C ends the program with exit code 130."
     from psr_nb.run import run
@@ -86,18 +98,6 @@ def _go(recipe, out: str):
     write_whole(Path(out) / "report.html", report_html(done))
     print(f"report: {Path(out) / 'report.html'}")
     _end_by_gates(done)
-
-# %% ../../nbs/cli/main.ipynb #c019
-def _end_by_gates(done):
-    "End the program with exit code 3 where a gate has stopped an arm; the run has said why."
-    from psr_nb.run import why_ended
-
-    stopped = [e for e in (why_ended(done, arm) for arm in done.recipe.arms) if e and e.by == "gates"]
-    if stopped:
-        arms = ", ".join(f"{e.arm} before M{e.n}" for e in stopped)
-        where = "above and in the report"
-        print(f"psr_nb: stopped by gates: {arms}; why, and what to do, is said {where}", file=sys.stderr)
-        raise SystemExit(3)
 
 # %% ../../nbs/cli/main.ipynb #c022
 PLANTED = (

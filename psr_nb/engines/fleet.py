@@ -149,13 +149,13 @@ class _Worker:
         advice = f": if the system killed it for its memory, {_LESS_MEMORY}"
         return f"exit status {status}" + (advice if status == -signal.SIGKILL else "")
 
-# %% ../../nbs/engines/fleet.ipynb #c020
+# %% ../../nbs/engines/fleet.ipynb #c021
 def _home(key, workers: int) -> int:
     "Number of the worker that a problem's requests go to; in a search a key is (problem, request)."
     problem = key[0] if isinstance(key, tuple) else key
     return zlib.crc32(repr(problem).encode()) % workers
 
-# %% ../../nbs/engines/fleet.ipynb #c023
+# %% ../../nbs/engines/fleet.ipynb #c025
 def _given_up(request: Request) -> list[Completion]:
     "What a request gets that no engine survives."
     return [Completion([], "", "length") for _ in range(request.sampling.n)]
@@ -167,7 +167,7 @@ def _added(usages: list[Usage], seconds: float) -> Usage:
     summed = {name: sum(row[name] for row in rows) for name in asdict(Usage())}
     return Usage(**summed | {"seconds": seconds})
 
-# %% ../../nbs/engines/fleet.ipynb #c025
+# %% ../../nbs/engines/fleet.ipynb #c028
 class Fleet:
     """Several engines, each in a process of its own, that answer as one.
 

@@ -63,7 +63,7 @@ def join(gpus: int | None = None) -> torch.device:
         PartialState(cpu=not seen, timeout=_PATIENCE)
     return own_device()
 
-# %% ../../nbs/engines/shards.ipynb #c015
+# %% ../../nbs/engines/shards.ipynb #c016
 def divide(model) -> None:
     "Divide a model's weights among all processes, in place."
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -82,7 +82,7 @@ def divided(model) -> bool:
     "Is it a model that `divide` has divided, or PEFT's wrapper of one?"
     return bool(getattr(model, "_is_distributed_loading_by_transformers", False))
 
-# %% ../../nbs/engines/shards.ipynb #c019
+# %% ../../nbs/engines/shards.ipynb #c020
 @torch.no_grad()
 def put_weights(model, whole: dict[str, Tensor]) -> None:
     """Give every process its part of `whole`, the weights of a divided model by their names.
@@ -101,7 +101,7 @@ def put_weights(model, whole: dict[str, Tensor]) -> None:
             dist.broadcast(tensor, 0)
             part.copy_(tensor)
 
-# %% ../../nbs/engines/shards.ipynb #c022
+# %% ../../nbs/engines/shards.ipynb #c024
 def load_divided(path: str, dtype: str):
     "A causal language model that is divided among all processes. InputError as `load_model`."
     read = load_model(path, dtype, "cpu") if rank() == 0 else None
@@ -120,7 +120,7 @@ def load_divided(path: str, dtype: str):
         dist.broadcast(buffer, 0)
     return model.eval()
 
-# %% ../../nbs/engines/shards.ipynb #c025
+# %% ../../nbs/engines/shards.ipynb #c028
 def gathered(value):
     """A dict, list, tuple or tensor with all divided tensors whole and on the CPU.
 
@@ -148,7 +148,7 @@ def whole_weights(model) -> dict[str, Tensor]:
         out[name] = found[key]
     return out
 
-# %% ../../nbs/engines/shards.ipynb #c028
+# %% ../../nbs/engines/shards.ipynb #c032
 def spread(optimizer, state: dict) -> dict:
     "A whole state of an optimizer, its tensors divided as its weights are; each process has read `state`."
     from torch.distributed.tensor import DTensor, distribute_tensor

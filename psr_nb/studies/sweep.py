@@ -25,7 +25,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..files import MANIFEST, locked, write_folder, write_whole
+from ..files import MANIFEST, folder_fault, locked, write_folder, write_whole
 from ..jobs import JobError, Place, run_job, stop_jobs
 from ..recipe import Recipe, as_recipe, load_recipe, without_machine, yaml_value
 from ..records import SCHEMA, InputError, json_file
@@ -276,11 +276,11 @@ def stage_done(of: Run, stage: Stage) -> bool:
     "Has a run finished a stage?"
     arm, n, what = stage
     folder = of.folder(arm, n)
-    trained = (folder / "model").is_dir() and (n == 1 or (folder / "pairs.jsonl").is_file())
     if what == "figures":
         return (folder / "metrics.json").is_file()
-    if what == "model" or trained:
-        return trained
+    if what == "model":
+        whole = n == 1 or (folder / "pairs.jsonl").is_file()
+        return whole and not folder_fault(folder / "model")  # its weights may have been deleted
     found = folder / "trajectories.jsonl"
     return found.is_file() and found.read_bytes().count(b"\n") >= of.recipe.questions[n - 2]
 
