@@ -284,6 +284,9 @@ class IndexedRows(Mapping):
         with open(self.path, "rb") as f:
             return 1 + sum(f.tell() <= at for _ in iter(f.readline, b""))
 
+    def __contains__(self, id) -> bool:
+        return id in self.begins  # without a look into the file
+
     def __iter__(self):
         return iter(self.begins)
 

@@ -149,7 +149,8 @@ class HardwareSettings:
 
     gpus: Annotated[int, Field(ge=1, le=1024)] | None = None  # processes a node; None is every visible GPU
     nodes: Annotated[int, Field(ge=1, le=4096)] = 1
-    # "none": every process has the whole model; "fsdp" and "zero3": each has a part of it.
+    # "none": every process has the whole model; "fsdp" and "zero3": each has a part of it. We have not measured
+    # zero3, DeepSpeed's: a checkpoint needs the same number of processes, what is saved has bfloat16's digits.
     shard: Literal["none", "fsdp", "zero3"] = "none"
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights in training
     save: Literal["float32", "bfloat16"] = "float32"  # of the model that is saved, as safetensors
@@ -370,6 +371,8 @@ def lora(s: TrainSettings):
     "The peft configuration, None for full fine-tuning."
     if not s.lora_rank:
         return None
+    if on_hardware().shard == "zero3":
+        raise InputError("hardware.shard: zero3 can't merge LoRA at the end (lora_rank); take fsdp, or none")
     from peft import LoraConfig
 
     every = "all-linear"
@@ -525,7 +528,7 @@ def _plain_model(trainer):
     if divided(model):
         lora = hasattr(model, "merge_and_unload")
         return (_merged_anew(model), None) if lora else (model, whole_weights(model))
-    state = trainer.accelerator.get_state_dict(trainer.model)
+    state = trainer.accelerator.get_state_dict(getattr(trainer, "deepspeed", None) or trainer.model)
     if hasattr(model, "merge_and_unload"):
         return model.merge_and_unload(), None
     return model, state

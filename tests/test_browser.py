@@ -601,7 +601,7 @@ def test_figures_as_png(psr, tmp_path):
     )
     assert p.returncode == 0, p.stderr
     files = [Path(line) for line in p.stdout.splitlines()]
-    assert len(files) == 8 and sorted(files) == sorted((tmp_path / "png").iterdir())
+    assert len(files) == 10 and sorted(files) == sorted((tmp_path / "png").iterdir())
     for f in files:
         data = f.read_bytes()
         assert (

@@ -206,7 +206,12 @@ def test_the_judge_of_the_recorded_demo_loses_ground_where_it_counts_and_not_hel
     assert max(held_out) - min(held_out) < 0.02
 
 
-DEV = {"data.dev": "packaged:demo/questions.jsonl", "data.dev_limit": 3, "questions": [4, 4], "gates.check_pairs": 0}
+DEV = {
+    "data.dev": "packaged:demo/questions.jsonl",
+    "data.dev_limit": 3,
+    "questions": [4, 4],
+    "gates.check_pairs": 0,
+}
 
 
 @pytest.mark.filterwarnings("ignore:judge", "ignore:.*left without them")

@@ -75,6 +75,13 @@ def test_a_bad_row_is_named_when_it_is_read(tmp_path):
         _found(target)["bad"]
 
 
+def test_looking_for_an_id_reads_no_row(tmp_path):
+    target = recorded(tmp_path)
+    found = _found(target)
+    target.trajectories.unlink()
+    assert all(q.id in found for q in target.questions) and "nobody" not in found
+
+
 def test_a_file_of_other_things_is_not_searched(tmp_path):
     target = recorded(tmp_path)
     append_jsonl(target.trajectories, [{"id": "x"}])
@@ -120,4 +127,4 @@ def test_a_kill_near_the_end_costs_little(tmp_path):
     stopped = measured(2000, tmp_path / "run", "random", "1900")["stopped"]
     again = measured(2000, tmp_path / "run")["search"]
     assert (stopped["problems"], again["problems"]) == (1900, 100)
-    assert again["first"] < stopped["first"] + 2
+    assert again["first"] < stopped["first"] + 2 and again["cpu"] < stopped["cpu"]

@@ -88,7 +88,7 @@ def test_what_needs_no_gpu_runs(tmp_path):
         )
         assert ran.returncode == 0, f"{block}\n{ran.stderr[-2000:]}"
         said.append(ran)
-    assert len(said) == 6 and "--probe 8 measures them" in said[1].stdout
+    assert "--probe 8 measures them" in said[1].stdout
     assert "hours from rates measured on this machine" in said[1].stdout
     assert "training" in said[2].stderr and "training" not in said[3].stderr  # nothing is left to do
     assert said[2].stdout == said[3].stdout

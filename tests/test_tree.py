@@ -11,9 +11,8 @@ from readme import readme
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 
-LOOP = (
-    "records files prompts engine judge search pairs sft tree dpo statistics evaluate recipe jobs run".split()
-)
+EARLY = "records files prompts engine judge search pairs".split()
+LOOP = [*EARLY, *"sft tree dpo statistics evaluate recipe jobs gates run".split()]
 FOUNDATIONS = {"maths", "domains", "questions", "engines", "texts"}
 OUTER = {"evaluation", "datagen", "studies", "dashboard", "cli"}
 MAY_READ = {"dashboard": {"evaluation", "studies"}, "cli": OUTER}

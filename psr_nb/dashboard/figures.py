@@ -62,7 +62,12 @@ OUTCOMES = [
     "orders_disagree",
     "answer_wrong",
     "answer_not_known",
-]  # the last four: pairs that the recipe's filters leave out
+    "never_compared",
+    "tied_by_length",
+    "lengths_too_unequal",
+    "judges_disagree",
+    "not_judged_again",
+]  # those after `unreadable`: pairs that the recipe's filters leave out
 
 # %% ../../nbs/dashboard/figures.ipynb #c010
 def _without_pair(table: dict) -> dict:
