@@ -330,21 +330,28 @@ def _written(name: str, value: float) -> str:
     return f"{value:.2f}" if name == "distinct" else f"{value:.0%}"
 
 
-def sentence(c: Crossing) -> str:
-    "A crossing in words."
+def _fact(c: Crossing) -> str:
+    "A crossing in words, without advice."
     gate = GATES[c.gate]
     said = gate.said.format(v=_written(c.gate, c.value), n=c.n, side=c.side)
     ends = f"{_written(c.gate, c.low)} to {_written(c.gate, c.high)}"
     bound = "at least" if gate.least else "at most"
     rule = f"gates.{c.gate}: {bound} {_written(c.gate, c.threshold)}"
-    return f"{said} (95 % interval {ends}; {rule}): {gate.advice}"
+    return f"{said} (95 % interval {ends}; {rule})"
 
-# %% ../nbs/14_gates.ipynb #c061
+# %% ../nbs/14_gates.ipynb #c060
+def sentence(*crossings: Crossing) -> str:
+    "Crossings in words: what they are, then what may help, each advice once."
+    facts = map(_fact, crossings)
+    advice = dict.fromkeys(GATES[c.gate].advice for c in crossings)
+    return f"{'; '.join(facts)}: {'; '.join(advice)}"
+
+# %% ../nbs/14_gates.ipynb #c063
 def stops(crossings: list[Crossing], s: GateSettings, judges: bool) -> list[Crossing]:
     "Those that stop an arm: the clear ones, if it judges its own steps and gates are to stop it."
     return [c for c in crossings if c.clear and judges and s.action == "stop"]
 
-# %% ../nbs/14_gates.ipynb #c064
+# %% ../nbs/14_gates.ipynb #c066
 def drawn_pairs(rows: list[EFTRow], n: int, seed: int) -> list[EFTRow]:
     "`n` different pairs of held-out rows, drawn by seed; fewer where there are no more."
     seen = {}
@@ -362,7 +369,7 @@ def _drawn_by(seed: int) -> Callable[[EFTRow], int]:
 
     return place
 
-# %% ../nbs/14_gates.ipynb #c067
+# %% ../nbs/14_gates.ipynb #c069
 def _labelled(domain: Domain, question: str, a: str, b: str) -> str:
     "The right verdict about two first steps, '' where the domain can't say or both are right or wrong."
     right = [domain.check and domain.check(question, [], text) for text in (a, b)]
@@ -388,7 +395,7 @@ def _first_pair(problem: Problem, setup: SearchSetup) -> Asking[EFTRow | None]:
     verdict = _labelled(domain, problem.question, a, b)
     return EFTRow(problem.id, problem.question, [], a, b, verdict, "", "search")
 
-# %% ../nbs/14_gates.ipynb #c070
+# %% ../nbs/14_gates.ipynb #c072
 def sampled_pairs(engine: Engine, setup: SearchSetup, problems: list[Problem], n: int) -> list[EFTRow]:
     "Up to `n` pairs of candidates for first steps, of the first `3 n` problems at most."
     found = {}
@@ -400,7 +407,7 @@ def sampled_pairs(engine: Engine, setup: SearchSetup, problems: list[Problem], n
     order = [p.id for p in problems if p.id in found]
     return [found[id] for id in order[:n]]
 
-# %% ../nbs/14_gates.ipynb #c074
+# %% ../nbs/14_gates.ipynb #c076
 _BOTH = [(0, 1), (1, 0)]
 
 
@@ -430,7 +437,7 @@ def in_short(figures: dict[str, dict]) -> str:
             said.append(text.format(value))
     return ", ".join(said) or "no verdict"
 
-# %% ../nbs/14_gates.ipynb #c077
+# %% ../nbs/14_gates.ipynb #c079
 def check_judge(
     engine: Engine,
     setup: JudgeSetup,
@@ -452,7 +459,7 @@ def check_judge(
     progress(f"judge check|{in_short(figures)}", len(rows), len(rows))
     return figures
 
-# %% ../nbs/14_gates.ipynb #c082
+# %% ../nbs/14_gates.ipynb #c084
 def step_tokens(rows: Iterable[EvalRow]) -> Ratio:
     "Tokens over steps of the solutions of an evaluation."
     r = Ratio()
@@ -472,7 +479,7 @@ def growth(first: Ratio, now: Ratio) -> dict:
     grown = after / before - 1
     return _figure(grown, grown - half, grown + half, now.n)
 
-# %% ../nbs/14_gates.ipynb #c086
+# %% ../nbs/14_gates.ipynb #c088
 def stale(figures: list[float], patience: int) -> int | None:
     "The place of the best figure, if at least `patience` came after it and none was better; else None."
     if not patience or not figures:

@@ -609,7 +609,7 @@ def score_requests(
     for i, text in enumerate(solutions):
         prompt = domain.rubric.ask(question, f"{domain.label(1)}{text}")
         steps = 1 + len(labels_in(text, 1, domain.label))
-        sampling = Sampling(1, s.temperature, s.top_p, steps * s.max_tokens, seed=seed(i, i))
+        sampling = Sampling(s.votes, s.temperature, s.top_p, steps * s.max_tokens, seed=seed(i, i))
         requests.append(Request(prompt_ids(setup.tokenizer, prompt), sampling))
     return requests
 
@@ -642,6 +642,17 @@ def _mean_scores(
     return texts, scores
 
 # %% ../nbs/04_judge.ipynb #c108
+def _read_scores(heard: list[list[Completion] | None], mark: str) -> tuple[list[str], list[float | None]]:
+    "(texts, scores): the mean score in the replies about each solution, None if there is none in them."
+    texts, scores = [], []
+    for replies in heard:
+        found = [read_score(c.text, mark) for c in replies or []]
+        found = [x for x in found if x is not None]
+        texts.append("\n".join(c.text for c in replies) if replies else TOO_LONG)
+        scores.append(sum(found) / len(found) if found else None)
+    return texts, scores
+
+
 def score_solutions(
     setup: JudgeSetup,
     question: str,
@@ -653,9 +664,9 @@ def score_solutions(
     mark, how = setup.domain.rubric.mark, setup.settings.verdict
     if how == "short":
         return (yield from _mean_scores(setup, requests, [[] for _ in requests]))
-    written = yield from _sent(requests, setup.context)
     if how == "explained":
-        texts = [TOO_LONG if c is None else c.text for c in written]
-        return texts, [read_score(text, mark) for text in texts]
+        heard = yield from _heard(requests, setup.context)
+        return _read_scores(heard, mark)
+    written = yield from _sent(requests, setup.context)
     before = [None if c is None else _before_mark(setup.tokenizer, c, mark) for c in written]
     return (yield from _mean_scores(setup, requests, before))

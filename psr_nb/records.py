@@ -215,7 +215,7 @@ class Vote:
     ids: list[int]  # what the judge said, verdict included
     verdict: str | None  # "A", "B" or None
 
-
+# %% ../nbs/00_records.ipynb #c044
 @dataclass
 class Judgement:
     "One verdict, with the judge's own words."
@@ -227,7 +227,7 @@ class Judgement:
     logprobs: list[float] | None = None  # of A and of B at the verdict, where it is scored instead of written
     votes: list[Vote] = field(default_factory=list)  # if several were sampled; `verdict` is the majority's
 
-# %% ../nbs/00_records.ipynb #c045
+# %% ../nbs/00_records.ipynb #c048
 @dataclass
 class Step:
     "One candidate set at one depth."
@@ -243,7 +243,7 @@ class Step:
     rejected: int | None = None  # index of the worst, where there is a pair
     rolled_back: bool = False  # dropped by a later tie
 
-# %% ../nbs/00_records.ipynb #c048
+# %% ../nbs/00_records.ipynb #c051
 @dataclass
 class Trajectory:
     "One problem's whole search."
@@ -267,7 +267,7 @@ class Trajectory:
         "The solution as the model wrote it, labels left out."
         return "".join(s.candidates[s.chosen].text for s in self.path)
 
-# %% ../nbs/00_records.ipynb #c052
+# %% ../nbs/00_records.ipynb #c055
 @dataclass
 class StepPair:
     "A preferred and a rejected next step after the same prefix."
@@ -284,7 +284,7 @@ class StepPair:
     orders_agree: bool | None
     weight: float | None = None  # it counts as so many pairs in the loss; None is 1
 
-# %% ../nbs/00_records.ipynb #c055
+# %% ../nbs/00_records.ipynb #c058
 @dataclass
 class LearntText:
     "A text of which some tokens are learnt beside the pairs."
@@ -294,14 +294,14 @@ class LearntText:
     learnt: list[list[int]]  # [start, end) of the tokens that are learnt
     kind: str  # "path" of a trajectory that has pairs, or "rehearsal" of what fine-tuning taught
 
-# %% ../nbs/00_records.ipynb #c058
+# %% ../nbs/00_records.ipynb #c061
 @functools.cache
 def _layers(kind) -> tuple[bool, type, tuple]:
     "(is an annotated type a record?, its outermost layer, what is in that); asked once, not for every row."
     outer = typing.get_origin(kind) or kind
     return dataclasses.is_dataclass(kind), outer, typing.get_args(kind)
 
-# %% ../nbs/00_records.ipynb #c061
+# %% ../nbs/00_records.ipynb #c064
 def _fits(kind, value) -> bool:
     "Is a JSON value of the annotated type, as far as its outermost layer tells?"
     record, outer, _ = _layers(kind)
@@ -327,7 +327,7 @@ def _items(kind, values: list, where: str) -> list:
         return values
     return [_build(inner[0], v, where) for v in values]
 
-# %% ../nbs/00_records.ipynb #c064
+# %% ../nbs/00_records.ipynb #c067
 def _build(kind, value, where: str):
     "Value of annotated type `kind` from plain JSON."
     record, outer, inner = _layers(kind)
@@ -349,7 +349,7 @@ def _build(kind, value, where: str):
 
 _hints = functools.cache(typing.get_type_hints)  # of a class; asked for once, not for every row
 
-# %% ../nbs/00_records.ipynb #c067
+# %% ../nbs/00_records.ipynb #c070
 @functools.cache
 def _needed(cls) -> dict[str, bool]:
     "Name of a field -> must it be given? Looked at once, not for every row."
@@ -374,7 +374,7 @@ def as_record(cls, row: dict, where: str = "record"):
             built[name] = _build(hints[name], value, f"{where}: {name}")
     return cls(**built)
 
-# %% ../nbs/00_records.ipynb #c069
+# %% ../nbs/00_records.ipynb #c072
 _LATER = (
     "relabelled",
     "ended_otherwise",
@@ -402,10 +402,10 @@ def as_row(record) -> dict:
     kept = {name: value for name, value in fields if value or name not in _LATER}
     return {name: value if type(value) in _ATOMS else _written(value) for name, value in kept.items()}
 
-# %% ../nbs/00_records.ipynb #c078
+# %% ../nbs/00_records.ipynb #c081
 SCHEMA = 1  # of everything written by this version; a run records it
 
-# %% ../nbs/00_records.ipynb #c080
+# %% ../nbs/00_records.ipynb #c083
 def _number(value):
     "Text that is a number, as one; anything else as it is."
     if not isinstance(value, str):
@@ -419,7 +419,7 @@ def _number(value):
 # a finite float; `1e-6` as text is one too
 Number = typing.Annotated[float, BeforeValidator(_number), AllowInfNan(False)]
 
-# %% ../nbs/00_records.ipynb #c083
+# %% ../nbs/00_records.ipynb #c086
 def nearest(word: str, known) -> str:
     "'; did you mean ...?' or the list of what there is."
     close = get_close_matches(str(word), list(known), 1, 0.5)
@@ -433,7 +433,7 @@ def _field_at(cls, path: list[str]):
         cls = cls.__pydantic_fields__[name].annotation
     return cls, cls.__pydantic_fields__.get(last)
 
-# %% ../nbs/00_records.ipynb #c086
+# %% ../nbs/00_records.ipynb #c089
 _EXPECTED = {"int_type": "int", "int_from_float": "int", "float_type": "float", "string_type": "str"} | {
     "bool_type": "bool",
     "list_type": "list",
@@ -462,7 +462,7 @@ def _out_of_range(error: dict, field) -> str:
         return f"{value} is not more than {_figure(bounds['gt'])}"
     return f"{value} is less than {_figure(bounds['ge'])}"
 
-# %% ../nbs/00_records.ipynb #c088
+# %% ../nbs/00_records.ipynb #c091
 def _path(cls, loc: tuple) -> list[str]:
     "The names that lead to a setting, from where pydantic found it; [] if that is no setting."
     names = list(cls.__pydantic_fields__)
@@ -493,7 +493,7 @@ def _wrong(cls, error: dict) -> str:
         return f"{name}: expected a finite number, not {value}"
     return f"{name}: {error['msg']}, not {value!r}"
 
-# %% ../nbs/00_records.ipynb #c090
+# %% ../nbs/00_records.ipynb #c093
 def _refusal(cls, e: ValidationError, where: str) -> InputError:
     "The InputError for what pydantic found: an unknown setting, else all that is missing, else the first."
     found = e.errors()
@@ -504,7 +504,7 @@ def _refusal(cls, e: ValidationError, where: str) -> InputError:
     said = _wrong(cls, (unknown or found)[0])
     return InputError(f"{where}: {said}" if where else said)
 
-# %% ../nbs/00_records.ipynb #c092
+# %% ../nbs/00_records.ipynb #c095
 def _signature(cls) -> inspect.Signature:
     "How a class of settings is called, for `help`: plain types and defaults."
     hints, parameters = typing.get_type_hints(cls), []
@@ -536,7 +536,7 @@ def settings(cls):
     made.__signature__ = _signature(made)
     return made
 
-# %% ../nbs/00_records.ipynb #c094
+# %% ../nbs/00_records.ipynb #c097
 def _as_json(value) -> str:
     "Nested mappings as JSON. InputError if they hold themselves."
 

@@ -993,7 +993,7 @@ def _by_gates(target: Target) -> Ended | None:
         clear = stops(crossed(found, gates), gates, _judges(target))
         if clear:
             before = "searches" if at == "check" else "is trained"
-            said = "; ".join(map(sentence, clear))
+            said = sentence(*clear)
             names = " and ".join(f"gates.{c.gate}=null" for c in clear)
             lift = f"to go on all the same, --set gates.action=warn, or {names}"
             where = f"{target.arm}: stopped before M{target.n - (at == 'check')} {before}"

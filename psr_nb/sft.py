@@ -87,10 +87,8 @@ def score_row_ids(tokenizer, domain: Domain, row: ScoreRow) -> IdRow:
     check_tokenizer(tokenizer, domain)
     shown = numbered(row.steps, label=domain.label)
     prompt = prompt_ids(tokenizer, domain.rubric.ask(row.question, shown))
-    said = row.words.rstrip()
-    blank = "" if said.startswith("\n") else " "
-    end = f"\n{domain.rubric.mark} {row.score}" if said else f"{domain.rubric.mark} {row.score}"
-    words = said_after(tokenizer, ":", f"{blank}{said}{end}")
+    said = f" {row.words.strip()}\n" if row.words.strip() else " "
+    words = said_after(tokenizer, ":", f"{said}{domain.rubric.mark} {row.score}")
     return prompt, words + [tokenizer.eos_token_id]
 
 # %% ../nbs/07_sft.ipynb #c017
@@ -149,8 +147,8 @@ class HardwareSettings:
 
     gpus: Annotated[int, Field(ge=1, le=1024)] | None = None  # processes a node; None is every visible GPU
     nodes: Annotated[int, Field(ge=1, le=4096)] = 1
-    # "none": every process has the whole model; "fsdp" and "zero3": each has a part of it. We have not measured
-    # zero3, DeepSpeed's: a checkpoint needs the same number of processes, what is saved has bfloat16's digits.
+    # "none": every process has the whole model; "fsdp" and "zero3": each has a part of it. zero3, which is
+    # DeepSpeed's, is not measured: its checkpoints need as many processes, and it saves bfloat16's digits.
     shard: Literal["none", "fsdp", "zero3"] = "none"
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights in training
     save: Literal["float32", "bfloat16"] = "float32"  # of the model that is saved, as safetensors

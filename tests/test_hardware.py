@@ -191,13 +191,13 @@ def test_nodes_of_a_ray_cluster(toy):
         place = Place(processes=1, nodes=2, ray=cluster.address)
         got = run_job("toy_of_many:added", {"where": ""}, toy / "jobs.log", place=place)
         assert got == [11, os.getcwd()]
+        three = Place(processes=1, nodes=3, ray=cluster.address)
+        with pytest.raises(InputError, match="hardware.nodes: 3 nodes .* the Ray cluster has 2 of that size"):
+            run_job("toy_of_many:added", {"where": ""}, toy / "jobs.log", place=three)
         parent, ranks, above = sleeping(toy, place)
         cluster.remove_node(nodes[0], allow_graceful=False)
         assert b"asleep: node 0 was lost" in parent.communicate()[1].replace(b"node 1", b"node 0")
         refuse_running(ranks + above)
-        three = Place(processes=1, nodes=3, ray=cluster.address)
-        with pytest.raises(InputError, match="hardware.nodes: 3 nodes .* the Ray cluster has 1 of that size"):
-            run_job("toy_of_many:added", {"where": ""}, toy / "jobs.log", place=three)
     finally:
         cluster.shutdown()
 

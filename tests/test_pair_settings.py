@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from psr_nb.domains.arithmetic import ARITHMETIC
-from psr_nb.dpo import DPOSettings, step_dpo_trainer
+from psr_nb.dpo import DPOSettings, _collate, _rows, _with_texts, step_dpo_trainer
 from psr_nb.engine import RecordedEngine, load_tokenizer, says
 from psr_nb.engines.transformers import load_model
 from psr_nb.evaluate import JudgeRow
@@ -332,3 +332,23 @@ def test_a_run_asks_its_judge_with_examples_of_its_own_data(tmp_path):
     )
     with pytest.raises(InputError, match="^judge.shots: a run that starts with M1 has no EFT rows"):
         load_recipe("fast", **{"judge.shots": 2, "start": "M1"})
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_every_process_has_as_many_passes_of_each_kind(world):
+    s = DPOSettings(rehearsal=0.3, nll_weight=0.2, nll_on="trajectory", micro_batch=2, tree_tokens=300)
+    pairs = some_pairs()
+    texts = [path_text(t) for t in trajectories()]
+    texts += [LearntText(f"r{i}", [5] * 9, [[4, 9]], "rehearsal") for i in range(4)]
+    [row] = _with_texts(_rows(pairs, s, 0), texts, s, 0)
+    parts = [_collate([row], 0, s, rank, world)["micro"] for rank in range(world)]
+    kinds = [["labels" in m["batch"] for m in part] for part in parts]
+    assert all(kind == kinds[0] for kind in kinds) and {True, False} == set(kinds[0])
+    drawn = sum(t["kind"] == "rehearsal" for t in row["texts"])
+    assert drawn == round(len(pairs) * 0.3 / 0.7)
+    shares = {
+        kind: sum(m["share"] for p in parts for m in p if ("labels" in m["batch"]) == kind) for kind in (0, 1)
+    }
+    n = len(pairs)
+    assert shares[0] / world == pytest.approx(n / (n + drawn))
+    assert shares[1] / world == pytest.approx((0.2 * n + drawn) / (n + drawn))

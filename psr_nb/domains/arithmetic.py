@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ..prompts import Domain, Rubric
 from ..records import EFTRow, IFTRow, Problem
-from ..texts.labels import label, numbered
+from ..texts.labels import numbered
 
 # %% ../../nbs/domains/arithmetic.ipynb #c006
 NAMES = ["Tom", "Ana", "Ben", "Mia", "Sam", "Eva", "Leo", "Zoe"]
@@ -279,9 +279,9 @@ def _score_words(question: str, steps: list[str], right: list[bool]) -> str:
             op, y = operations[k]
             needed = f"{x}{op}{y}. {long_hand(x, op, y)} so {result(x, op, y)}."
         claim = re.search(r"\d*$", step.strip()).group()
-        said += f"\n{label(k + 1)} {step.strip()} need {needed}{_opinion('A', claim, is_right)}"
+        said += f" need {needed}{_opinion('A', claim, is_right)}"
         x = int(claim) if "=" in step else x
-    return said
+    return said.strip()
 
 # %% ../../nbs/domains/arithmetic.ipynb #c055
 def _finish(question: str, steps: list[str]) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..recipe import Recipe, arm_of
 from ..records import InputError
+from ..run import visible_gpus
 from psr_nb.studies.costs import (
     GIB,
     Training,
@@ -257,12 +258,13 @@ _GUESSED = ("activations", "copies", "buckets", "cache")
 
 
 def check_run(r: Recipe, hardware: Hardware | None = None):
-    "InputError if a run can't fit the machine at hand, or `hardware`; a warning if it may not."
-    hw = hardware or replace(machine_here(r), nodes=r.hardware.nodes)
+    "InputError if a run can't fit the machine at hand, or `hardware`; on GPUs a warning if it may not."
     try:
+        hw = hardware or replace(machine_here(r), nodes=r.hardware.nodes)
         plan = plan_recipe(r, hw)
     except InputError as e:
-        warnings.warn(f"the run is not planned before it starts: {e}", stacklevel=2)
+        if hardware or visible_gpus():
+            warnings.warn(f"the run is not planned before it starts: {e}", stacklevel=2)
         return
     misplaced = placing_fault(plan.basis) or processes_fault(plan.basis)
     if misplaced:
@@ -271,7 +273,7 @@ def check_run(r: Recipe, hardware: Hardware | None = None):
         held = sum(size for part, size in p.parts.items() if part not in _GUESSED)
         if p.fault and held > hw.memory:
             raise InputError(p.fault)
-    for fault in plan.faults:
+    for fault in plan.faults if hw.on_gpus else []:
         warnings.warn(f"the run may not fit: {fault}", stacklevel=2)
 
 # %% ../../nbs/studies/plan.ipynb #c052
