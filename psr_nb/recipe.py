@@ -285,6 +285,8 @@ OF_THE_MACHINE = (
     *(f"hardware.{name}" for name in ("gpus", "nodes", "shard")),
     *(f"sft.{name}" for name in ("micro_batch", "gradient_checkpointing", "checkpoint_every")),
     *(f"dpo.{name}" for name in ("micro_batch", "tree_tokens", "gradient_checkpointing", "checkpoint_every")),
+    "dpo.precompute_reference",
+    "dpo.precompute_reference",
     *(f"engine.{name}" for name in ("replicas", "tensor_parallel", "ray", "in_flight", "max_batch_tokens")),
     *(f"engine.{name}" for name in ("max_seqs", "gpu_memory", "cpu_cache", "prefix_caching", "compile")),
 )

@@ -864,7 +864,7 @@ def made_of(run: Run, arm: str, n: int) -> dict:
             "search": figures,
             "judge_calls_per_pair": asked / pairs if pairs else None,
         }
-        | live
+        | ({} if arm_of(arm).scorer == "solutions" else live)  # a domain checks steps, not solutions
     )
 
 
