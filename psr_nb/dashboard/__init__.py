@@ -44,6 +44,7 @@ _NAMES = {
     ],
     "report": ["report_html", "report_json"],
     "runs": ["Index", "load_trajectory", "look", "problem_table", "run_index"],
+    "sweeps": ["sweep_figure", "sweep_html", "sweep_json"],
     "steps": ["candidate_table", "judgement_table", "step_table", "step_tree", "verdict_matrix"],
     "svg": ["figure_svg"],
 }
