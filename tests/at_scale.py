@@ -14,9 +14,10 @@ from pathlib import Path
 from instant_engine import InstantEngine
 
 from psr_nb.files import write_jsonl
+from psr_nb.folder import Run, Target
 from psr_nb.recipe import load_recipe
 from psr_nb.records import Problem
-from psr_nb.run import Run, Target, _found, _pairs, _search, _searched, search_figures
+from psr_nb.searches import is_searched, pairs_of, search_figures, search_questions, trajectories_of
 
 
 def memory() -> dict[str, float]:
@@ -63,16 +64,16 @@ def main(n: int, folder: Path, arm: str = "random", stop: int | None = None):
     target, engine = target_of(n, folder, arm), InstantEngine()
     tell("begin", time.perf_counter(), 0)
     progress = Searching(stop)
-    _search(target, engine, progress)
+    search_questions(target, engine, progress)
     tell("search", progress.start, progress.done, first=progress.first)
     start = time.perf_counter()
-    assert _searched(target)
+    assert is_searched(target)
     tell("looked over", start, n, bytes=target.trajectories.stat().st_size)
     start, fates = time.perf_counter(), Counter()
-    write_jsonl(target.folder / "pairs.jsonl", _pairs(target, fates))
+    write_jsonl(target.folder / "pairs.jsonl", pairs_of(target, fates))
     tell("pairs", start, n, pairs=fates["pairs"])
     start = time.perf_counter()
-    figures = search_figures(_found(target).values())
+    figures = search_figures(trajectories_of(target).values())
     tell("figures", start, n, ended=figures["ended"])
 
 

@@ -13,12 +13,14 @@ import torch
 from psr_nb.domains.arithmetic import ARITHMETIC, check_step, draw_problems, eft_rows
 from psr_nb.engine import load_tokenizer
 from psr_nb.files import packaged, read_jsonl
+from psr_nb.folder import Target
 from psr_nb.judge import score_rows
 from psr_nb.pairs import make_pairs
 from psr_nb.recipe import load_recipe
 from psr_nb.records import InputError, StepPair, Trajectory
-from psr_nb.run import Target, engine_job, run
+from psr_nb.run import run
 from psr_nb.sft import score_row_ids
+from psr_nb.work import engine_job
 
 REFUSED = {
     "[judges]": "arms: 'judges' is not known; did you mean 'judge'?",

@@ -211,8 +211,8 @@ def test_a_model_that_is_none(psr, tmp_path):
 def test_a_run_folder_of_another_recipe(psr, tmp_path):
     start = ("--set", "start=M1", "--model", "packaged:models/demo-m1", "--out", tmp_path / "run")
     (tmp_path / "run").mkdir()
+    from psr_nb.folder import open_run
     from psr_nb.recipe import load_recipe
-    from psr_nb.run import open_run
 
     open_run(tmp_path / "run", load_recipe("fast", start="M1", model="packaged:models/demo-m1"))
     refused(psr(*FAST, *start, "--set", "search.w=3"), "search.w: 4 there, 3 here")

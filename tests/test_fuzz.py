@@ -25,8 +25,8 @@ import yaml
 from psr_nb.cli.main import main
 from psr_nb.engine import RecordedEngine, load_tokenizer, says
 from psr_nb.files import packaged, write_jsonl
+from psr_nb.folder import open_run
 from psr_nb.recipe import Recipe
-from psr_nb.run import open_run
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
 SECONDS = 10  # for one input

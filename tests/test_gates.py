@@ -9,17 +9,22 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+import psr_nb.health
 import psr_nb.run
+import psr_nb.work
 from psr_nb.cli.main import main
 from psr_nb.dashboard.figures import gate_table
 from psr_nb.dashboard.report import report_html, report_json
 from psr_nb.domains.arithmetic import ARITHMETIC, read_question, result
 from psr_nb.engine import load_tokenizer
 from psr_nb.files import packaged, read_jsonl, write_jsonl
+from psr_nb.folder import Run, Target, open_run, plan
 from psr_nb.gates import crossed, figures_of_counts, live_accuracy, stops
+from psr_nb.health import crossings, why_ended
+from psr_nb.mend import mend
 from psr_nb.recipe import GateSettings, load_recipe
 from psr_nb.records import InputError, Problem, Trajectory
-from psr_nb.run import Run, Target, crossings, mend, open_run, plan, run, why_ended
+from psr_nb.run import run
 
 SMALL = {
     "start": "M1",
@@ -60,7 +65,7 @@ def here(monkeypatch) -> list[str]:
         shutil.copytree(model, out)
 
     monkeypatch.setattr(psr_nb.run, "run_job", job)
-    monkeypatch.setattr(psr_nb.run, "train_dpo", train)
+    monkeypatch.setattr(psr_nb.work, "train_dpo", train)
     return done
 
 
@@ -138,7 +143,7 @@ def questions_of(trajectories: Path) -> list[Problem]:
 def test_the_recorded_run_of_smollm2_would_have_been_stopped(tmp_path):
     recorded = made_by_old_version(tmp_path)
     target = Target(recorded, "judge", 2)
-    psr_nb.run._note_search(target)
+    psr_nb.health.note_search(target)
     strict = replace(recorded, recipe=load_recipe("smollm2-gsm8k-cpu", **{"gates.action": "stop"}))
     ended = why_ended(strict, "judge")
     assert ended.by == "gates" and "before M2 is trained" in ended.said

@@ -15,12 +15,14 @@ import torch
 import yaml
 
 import psr_nb.run
+import psr_nb.work
 from psr_nb.cli.main import main
 from psr_nb.engines.transformers import load_model
+from psr_nb.folder import open_run
 from psr_nb.jobs import JobError, Place, run_job
 from psr_nb.recipe import load_recipe
 from psr_nb.records import InputError
-from psr_nb.run import _Bar, _finish, open_run, place_of
+from psr_nb.run import _Bar, _finish, place_of
 
 PSR = Path(sys.executable).parent / "psr_nb"
 
@@ -329,7 +331,7 @@ def until(there, run: subprocess.Popen):
 
 def run_here(function: str, arguments: dict, log: Path, progress, *where):
     "`run_job` without a process of its own, which takes seconds to start."
-    getattr(psr_nb.run, function.partition(":")[2])(**arguments, progress=progress)
+    getattr(psr_nb.work, function.partition(":")[2])(**arguments, progress=progress)
 
 
 @pytest.mark.slow

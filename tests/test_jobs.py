@@ -17,7 +17,7 @@ from psr_nb.records import InputError
 PSR = Path(sys.executable).parent / "psr_nb"
 
 JOBS = """
-from psr_nb.run import _target
+from psr_nb.work import _target
 import yaml
 def seen(recipe, domain_from, progress):
     return [_target(recipe, ".", "judge", 1, domain_from).recipe.domain, yaml.__name__]
@@ -28,7 +28,7 @@ import os, sys
 from dataclasses import asdict
 from psr_nb.jobs import run_job
 from psr_nb.recipe import load_recipe
-from psr_nb.run import domain_folder
+from psr_nb.work import domain_folder
 sys.path.append(os.getcwd())  # as a notebook has it
 recipe = load_recipe("fast", domain="mine:DOMAIN")
 arguments = {"recipe": asdict(recipe), "domain_from": domain_folder(recipe.domain)}

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-import psr_nb.run
+import psr_nb.work
 from psr_nb.domains.arithmetic import ARITHMETIC
 from psr_nb.engine import RecordedEngine, load_tokenizer, says
 from psr_nb.evaluate import evaluate_judge
 from psr_nb.files import packaged, read_jsonl, write_jsonl
+from psr_nb.folder import Target, open_run
 from psr_nb.judge import JudgeSettings
 from psr_nb.recipe import load_recipe
 from psr_nb.records import Completion, EFTRow
-from psr_nb.run import Target, open_run
 
 TOKENIZER = load_tokenizer(str(packaged("models/demo-m1")))
 SETTINGS = {
@@ -48,10 +48,10 @@ class Asked(RecordedEngine):
 def test_a_run_tests_the_judge_that_it_uses(tmp_path, monkeypatch, verdict, written, scored, said):
     run = open_run(tmp_path, load_recipe("fast", **SETTINGS | {"judge.verdict": verdict}))
     pairs, engine = len(read_jsonl(run.data("judge_test"), EFTRow)), Asked()
-    monkeypatch.setattr(psr_nb.run, "evaluate", lambda *_, **__: [])
-    monkeypatch.setattr(psr_nb.run, "accuracy", lambda _: {})
+    monkeypatch.setattr(psr_nb.work, "evaluate", lambda *_, **__: [])
+    monkeypatch.setattr(psr_nb.work, "accuracy", lambda _: {})
     (run.path / "M1").mkdir(exist_ok=True)
-    psr_nb.run._measure(Target(run, "judge", 1), engine, lambda *_: None)
+    psr_nb.work._measure(Target(run, "judge", 1), engine, lambda *_: None)
     rows = [json.loads(line) for line in (run.path / "M1/judge_test.jsonl").read_text().splitlines()]
     assert pairs and len(rows) % 2 == 0
     assert (engine.written, engine.scored) == (written * len(rows), scored * len(rows))

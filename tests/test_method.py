@@ -11,12 +11,13 @@ from psr_nb.domains.arithmetic import ARITHMETIC
 from psr_nb.engine import RecordedEngine, load_tokenizer, says
 from psr_nb.evaluate import EvalSettings, Solving, evaluate
 from psr_nb.files import packaged, read_jsonl, write_jsonl
+from psr_nb.folder import plan
 from psr_nb.judge import JudgeSettings, knockout, replay, round_robin, wins
 from psr_nb.pairs import PairSettings, make_pairs, pairs_of
 from psr_nb.recipe import load_recipe
 from psr_nb.records import EFTRow, InputError, Judgement, Problem, StepPair, Trajectory, as_record
-from psr_nb.run import plan, search_figures
 from psr_nb.search import SearchSettings, SearchSetup, drive, search
+from psr_nb.searches import search_figures
 
 TOK = load_tokenizer(str(packaged("models/demo-m0")))
 PROBLEM = Problem("p", "Tom has 2 apples. How many apples now?", "2")

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from psr_nb.files import folder_fault, packaged
+from psr_nb.folder import open_run
+from psr_nb.mend import mend
 from psr_nb.recipe import load_recipe
 from psr_nb.records import InputError
-from psr_nb.run import mend, open_run
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
 SETTINGS = {

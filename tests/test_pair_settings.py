@@ -18,6 +18,7 @@ from psr_nb.engine import RecordedEngine, load_tokenizer, says
 from psr_nb.engines.transformers import load_model
 from psr_nb.evaluate import JudgeRow
 from psr_nb.files import packaged, read_jsonl, write_jsonl
+from psr_nb.folder import Run, Target
 from psr_nb.judge import JudgeSettings, JudgeSetup, few_shot, judge_requests, judge_stats, judge_with, no_seed
 from psr_nb.pairs import PairSettings, judgement_pairs, make_pairs, path_text, weighted
 from psr_nb.recipe import load_recipe
@@ -33,9 +34,9 @@ from psr_nb.records import (
     as_record,
     as_row,
 )
-from psr_nb.run import Run, Target, _make_average, _reference
 from psr_nb.sft import ift_ids
 from psr_nb.texts.chat import prompt_ids
+from psr_nb.work import _make_average, _reference
 
 M0, M1 = (str(packaged(f"models/demo-m{n}")) for n in (0, 1))
 LOSSES = typing.get_args(typing.get_type_hints(DPOSettings)["loss"])

@@ -14,9 +14,9 @@ import pytest
 from psr_nb.cli.main import main
 from psr_nb.engines.transformers import TransformersEngine
 from psr_nb.files import packaged
+from psr_nb.folder import costs, open_run
 from psr_nb.recipe import load_recipe, recipes
 from psr_nb.records import InputError
-from psr_nb.run import costs, open_run
 from psr_nb.studies.costs import GIB, Training, model_shape, shape_of, training_memory
 from psr_nb.studies.lengths import Lengths, guessed_lengths, measured_lengths
 from psr_nb.studies.placement import Hardware, machine_for, machine_here

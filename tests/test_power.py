@@ -22,7 +22,7 @@ import torch
 from test_kill import results
 from test_old_runs import SETTINGS
 
-import psr_nb.run
+import psr_nb.work
 from psr_nb.files import continued_jsonl, folder_fault, sync_rows
 from psr_nb.recipe import load_recipe
 from psr_nb.run import run
@@ -142,7 +142,7 @@ def test_without_a_sync_the_cut_is_felt(disk):
 
 def job_here(function: str, arguments: dict, log, progress, *_):
     "A job in this process instead of a child: a cut does the same to the disk, and 50 are affordable."
-    getattr(psr_nb.run, function.partition(":")[2])(**arguments, progress=progress)
+    getattr(psr_nb.work, function.partition(":")[2])(**arguments, progress=progress)
     sync_rows()
 
 

@@ -16,10 +16,11 @@ from psr_nb.domains.maths import MATH
 from psr_nb.engine import EngineSettings
 from psr_nb.engines.ready import Wanted, check_questions, check_ready
 from psr_nb.files import append_jsonl, read_jsonl, write_jsonl
+from psr_nb.folder import plan
 from psr_nb.prompts import label_ids
 from psr_nb.recipe import load_recipe
 from psr_nb.records import InputError
-from psr_nb.run import plan, run
+from psr_nb.run import run
 from psr_nb.texts.chat import prompt_ids
 
 HERE = EngineSettings("transformers")

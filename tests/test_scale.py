@@ -14,12 +14,13 @@ from instant_engine import InstantEngine
 
 from psr_nb.domains.arithmetic import ARITHMETIC
 from psr_nb.files import append_jsonl, packaged, read_jsonl, write_jsonl
+from psr_nb.folder import Run, Target
 from psr_nb.gates import LiveJudge, live_figures
 from psr_nb.judge import judge_stats
 from psr_nb.pairs import make_pairs
 from psr_nb.recipe import load_recipe
 from psr_nb.records import InputError, Problem, Trajectory
-from psr_nb.run import Run, Target, _found, _pairs, _search, _searched, made_of
+from psr_nb.searches import is_searched, made_of, pairs_of, search_questions, trajectories_of
 
 HERE = Path(__file__).parent
 
@@ -44,7 +45,7 @@ def test_pairs_are_those_of_all_trajectories_read_at_once(tmp_path, changed):
     in_order = [by_id[q.id] for q in target.questions]
     oracle, table = make_pairs(in_order, target.recipe.pairs, answers, ARITHMETIC)
     fates = Counter()
-    write_jsonl(tmp_path / "streamed.jsonl", _pairs(target, fates))
+    write_jsonl(tmp_path / "streamed.jsonl", pairs_of(target, fates))
     write_jsonl(tmp_path / "oracle.jsonl", oracle)
     assert (tmp_path / "streamed.jsonl").read_bytes() == (tmp_path / "oracle.jsonl").read_bytes()
     assert dict(fates) == table and table["pairs"] > 0
@@ -70,14 +71,14 @@ def test_a_bad_row_is_named_when_it_is_read(tmp_path):
     target = recorded(tmp_path)
     with open(target.trajectories, "a") as f:
         f.write('{"problem_id": "bad", "steps": 5}\n')
-    assert len(_found(target)) == len(target.questions) + 1
+    assert len(trajectories_of(target)) == len(target.questions) + 1
     with pytest.raises(InputError, match="trajectories.jsonl:10: no 'question', 'prompt_ids', 'ended'"):
-        _found(target)["bad"]
+        trajectories_of(target)["bad"]
 
 
 def test_looking_for_an_id_reads_no_row(tmp_path):
     target = recorded(tmp_path)
-    found = _found(target)
+    found = trajectories_of(target)
     target.trajectories.unlink()
     assert all(q.id in found for q in target.questions) and "nobody" not in found
 
@@ -85,22 +86,22 @@ def test_looking_for_an_id_reads_no_row(tmp_path):
 def test_a_file_of_other_things_is_not_searched(tmp_path):
     target = recorded(tmp_path)
     append_jsonl(target.trajectories, [{"id": "x"}])
-    assert not _searched(target)
+    assert not is_searched(target)
     with pytest.raises(InputError, match="trajectories.jsonl:10: no 'problem_id'"):
-        _search(target, InstantEngine(), print)
+        search_questions(target, InstantEngine(), print)
 
 
 def test_a_search_that_was_killed_goes_on_where_it_was(tmp_path):
     whole, half = (target_of(40, tmp_path / name, "judge") for name in ("whole", "half"))
-    _search(whole, InstantEngine(), lambda *_: None)
+    search_questions(whole, InstantEngine(), lambda *_: None)
     lines = whole.trajectories.read_bytes().splitlines(keepends=True)
     half.folder.mkdir()
     half.trajectories.write_bytes(b"".join(lines[5:30]) + lines[30][:100])
     told = []
     with pytest.warns(UserWarning, match="100 torn bytes"):
-        _search(half, InstantEngine(), lambda *said: told.append(said[1:]))
+        search_questions(half, InstantEngine(), lambda *said: told.append(said[1:]))
     assert told == [(n, 40) for n in range(26, 41)]
-    one, two = (list(_pairs(t, Counter())) for t in (whole, half))
+    one, two = (list(pairs_of(t, Counter())) for t in (whole, half))
     assert one == two and len(one) == 400
 
 

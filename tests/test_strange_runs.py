@@ -15,8 +15,8 @@ from psr_nb.dashboard.report import report_html
 from psr_nb.dashboard.runs import at_work, golds, look, run_index, state
 from psr_nb.engine import EngineSettings
 from psr_nb.files import packaged
+from psr_nb.folder import Run, open_run
 from psr_nb.records import InputError
-from psr_nb.run import Run, open_run
 
 ODD_ROWS = ["null", "5", "[1, 2]", '"x"', "{}", '{"problem_id": []}']
 

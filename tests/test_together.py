@@ -11,19 +11,19 @@ import pytest
 from psr_nb.dashboard.report import report_json
 from psr_nb.dashboard.runs import Iteration, look, run_indexes
 from psr_nb.files import packaged
-from psr_nb.run import open_run
+from psr_nb.folder import open_run
 
 REJUDGE = """
 import sys
 from psr_nb.dashboard.rejudge import rejudge_in_child
-from psr_nb.run import open_run
+from psr_nb.folder import open_run
 print(rejudge_in_child(open_run(sys.argv[1]), "judge", 2, "packaged:models/demo-m0", 6))
 """
 PROBE = """
 import random, sys
 from psr_nb.dashboard.probe import probe_in_child
 from psr_nb.domains.arithmetic import draw_problems
-from psr_nb.run import open_run
+from psr_nb.folder import open_run
 questions = draw_problems(6, random.Random(99), "probe", set())
 print(probe_in_child(open_run(sys.argv[1]), "judge", "M1=packaged:models/demo-m1", questions))
 """

@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 
 EARLY = "records files prompts engine judge search pairs".split()
-LOOP = [*EARLY, *"sft tree dpo statistics evaluate recipe jobs gates run".split()]
+LATE = "sft tree dpo statistics evaluate recipe jobs gates folder searches health work mend run"
+LOOP = [*EARLY, *LATE.split()]
 FOUNDATIONS = {"maths", "domains", "questions", "engines", "texts"}
 OUTER = {"evaluation", "datagen", "studies", "dashboard", "cli"}
 MAY_READ = {"dashboard": {"evaluation", "studies"}, "cli": OUTER}

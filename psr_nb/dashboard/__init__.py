@@ -48,9 +48,10 @@ _NAMES = {
     "steps": ["candidate_table", "judgement_table", "step_table", "step_tree", "verdict_matrix"],
     "svg": ["figure_svg"],
 }
-_MODULE_OF = {"packaged": "psr_nb.files", "Run": "psr_nb.run", "open_run": "psr_nb.run"}
+_MODULE_OF = {"packaged": "psr_nb.files", "Run": "psr_nb.folder", "open_run": "psr_nb.folder"}
 for _module, _names in _NAMES.items():
     _MODULE_OF |= dict.fromkeys(_names, f"psr_nb.dashboard.{_module}")
+
 
 # %% ../../nbs/dashboard/names.ipynb #c010
 def __getattr__(name: str):
@@ -64,6 +65,7 @@ def __getattr__(name: str):
             raise
         raise InputError(f"RunExplorer needs {e.name}: pip install 'psr_nb[widgets]'") from e
     return getattr(module, name)
+
 
 # %% ../../nbs/dashboard/names.ipynb #c015
 __all__ = sorted(set(_MODULE_OF) - {"RunExplorer"})

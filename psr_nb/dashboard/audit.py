@@ -33,8 +33,8 @@ import numpy as np
 import pandas as pd
 
 from ..files import append_jsonl, iter_jsonl
+from ..folder import Run
 from ..records import EFTRow, InputError, Step, Trajectory, as_record
-from ..run import Run
 from ..statistics import share
 from .runs import Index
 from .steps import agreement, cell_texts, prefixes, usable

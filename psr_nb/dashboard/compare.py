@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..folder import Run
 from ..records import InputError
-from ..run import Run
 from .runs import read_line
 
 # %% ../../nbs/dashboard/compare.ipynb #c008

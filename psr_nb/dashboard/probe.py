@@ -23,9 +23,9 @@ import pandas as pd
 
 from ..engine import Engine, seed_of
 from ..files import append_jsonl, iter_jsonl, locked, read_jsonl, write_jsonl
+from ..folder import Run
 from ..questions.contamination import same_question
 from ..records import InputError, Problem
-from ..run import Run
 from ..search import SearchSetup, drive, search
 from .rejudge import child_job, engine_for, model_named, opened_in_child
 from .runs import Index, Iteration, index_file

@@ -44,9 +44,9 @@ from psr_nb.dashboard.widgets import (
     told,
 )
 
+from ..folder import Run
 from ..jobs import JobError, stop_jobs
 from ..records import InputError, Step, Trajectory
-from ..run import Run
 from .compare import compare_table, evaluations, question_of, side_by_side
 from .figures import benchmark_table
 from .html import badge, html_table, note, pair_html, plain, search_html, shown
