@@ -60,7 +60,9 @@ from .records import InputError, LearntText, StepPair, settings
 from .tree import fits_trees, learn_trees, tree_batch, tree_of
 
 # %% ../nbs/09_dpo.ipynb #c006
-_SORTS = "sorts the pairs that go through the model together, which memory decides here; take a loss of pairs"
+_SORTS = (
+    "sorts the pairs that go through the model together, which memory decides here; take a loss of pairs"
+)
 _LOSS_NEEDS = {
     "aot": _SORTS,
     "aot_unpaired": _SORTS,
@@ -76,16 +78,22 @@ class DPOSettings(TrainSettings):
 
     learning_rate: NotNegative = 5e-7
     beta: Annotated[NotNegative, Field(ge=1e-9)] = 0.1
-    nll_weight: NotNegative = 0.0  # alpha: adds alpha x the chosen step's negative log-likelihood per token
+    nll_weight: NotNegative = (
+        0.0  # alpha: adds alpha x the chosen step's negative log-likelihood per token
+    )
     # "pairs": as it says; "trajectory": of all steps of the chosen path, also those that make no pair
     nll_on: Literal["pairs", "trajectory"] = "pairs"
-    rehearsal: Annotated[NotNegative, Field(le=0.9)] = 0.0  # IFT rows' share of the rows of an optimizer step
+    rehearsal: Annotated[NotNegative, Field(le=0.9)] = (
+        0.0  # IFT rows' share of the rows of an optimizer step
+    )
     # TRL's name of a loss: "sigmoid" is DPO's, "sigmoid_norm" the same per token. The last three are refused.
     loss: Literal[
         *("sigmoid", "ipo", "robust", "sigmoid_norm", "hinge", "exo_pair", "nca_pair", "bco_pair"),
         *("sppo_hard", "apo_zero", "apo_down", "discopop", "aot", "aot_unpaired", "sft"),
     ] = "sigmoid"
-    label_smoothing: NotNegative = 0.0  # for "robust" and "exo_pair": the share of verdicts that are wrong
+    label_smoothing: NotNegative = (
+        0.0  # for "robust" and "exo_pair": the share of verdicts that are wrong
+    )
     # The model that the iteration starts from, M1, the model that the run starts with, or "ema": the average
     # of all models so far, which keeps `ema_decay` of itself at each new one.
     reference: Literal["start", "M1", "M0", "ema"] = "start"
@@ -104,7 +112,9 @@ class DPOSettings(TrainSettings):
         if needs:
             raise InputError(f"loss: {self.loss} {needs}")
         if self.loss == "exo_pair" and not 0 < self.label_smoothing < 1:
-            raise InputError("loss: exo_pair needs a label_smoothing between 0 and 1; its authors take 0.001")
+            raise InputError(
+                "loss: exo_pair needs a label_smoothing between 0 and 1; its authors take 0.001"
+            )
         if self.loss == "robust" and self.label_smoothing >= 0.5:
             raise InputError(
                 "label_smoothing: robust takes less than 0.5; with more, most verdicts are wrong"
@@ -294,7 +304,9 @@ class _StepBatches:
             own = []
             micros = self.data_collator([row], rank=rank(), world=world())["micro"]
             for micro in [m for m in micros if "completion_mask" in m["batch"]]:
-                inputs = self._prepare_inputs({k: v for k, v in micro["batch"].items() if k != "weights"})
+                inputs = self._prepare_inputs(
+                    {k: v for k, v in micro["batch"].items() if k != "weights"}
+                )
                 both = torch.stack(self.compute_ref_log_probs(model, inputs), 1).tolist()
                 own += [(micro["names"], both) if micro["share"] else ([], [])]
             scores = {}
@@ -307,7 +319,12 @@ class _StepBatches:
 
 
 # %% ../nbs/09_dpo.ipynb #c038
-_UNKNOWN = ("entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy")  # need the whole vocabulary
+_UNKNOWN = (
+    "entropy",
+    "logits/chosen",
+    "logits/rejected",
+    "mean_token_accuracy",
+)  # need the whole vocabulary
 
 
 def _nll(log_probs: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
@@ -620,7 +637,9 @@ def _apart(rows: list[StepPair | LearntText]) -> tuple[list[StepPair], list[Lear
     return [x for x in rows if not isinstance(x, LearntText)], texts
 
 
-def _fitting_texts(texts: list[LearntText], s: DPOSettings, limit: int, vocabulary: int) -> list[LearntText]:
+def _fitting_texts(
+    texts: list[LearntText], s: DPOSettings, limit: int, vocabulary: int
+) -> list[LearntText]:
     "The texts that aren't too long. InputError if what the settings ask for isn't there."
     kinds = {t.kind for t in texts}
     if s.rehearsal and "rehearsal" not in kinds:
@@ -634,9 +653,7 @@ def _fitting_texts(texts: list[LearntText], s: DPOSettings, limit: int, vocabula
             raise InputError(f"text of {t.id}: nothing in it is learnt, or it is of another tokenizer")
     kept = [t for t in texts if len(t.ids) <= limit]
     if len(kept) < len(texts):
-        said = (
-            f"{len(texts) - len(kept)} of {len(texts)} texts beside the pairs are longer than {limit} tokens"
-        )
+        said = f"{len(texts) - len(kept)} of {len(texts)} texts beside the pairs are longer than {limit} tokens"
         warnings.warn(f"{said} and are not trained on", stacklevel=2)
     return kept
 
@@ -785,9 +802,7 @@ def averaged(models: list[str], decay: float, out: str | Path) -> None:
 
 # %% ../nbs/09_dpo.ipynb #c116
 def _parser() -> argparse.ArgumentParser:
-    about = (
-        "Step-wise DPO on a file of step pairs; start it with `accelerate launch -m` for several processes."
-    )
+    about = "Step-wise DPO on a file of step pairs; start it with `accelerate launch -m` for several processes."
     p = argparse.ArgumentParser("psr_nb.dpo", description=about)
     p.add_argument("--model", required=True, help="folder or hub id of the model to train")
     p.add_argument("--pairs", required=True, help="pairs.jsonl of a run, made by this model's tokenizer")

@@ -173,7 +173,9 @@ def record(engine: Engine, requests: list[Request], path: str | os.PathLike) -> 
     "Like `generate`, and keeps requests and completions in a JSONL file for RecordedEngine."
     out = generate(engine, requests)
     pairs = zip(requests, out, strict=True)
-    append_jsonl(path, [{"request": asdict(r), "completions": [asdict(c) for c in cs]} for r, cs in pairs])
+    append_jsonl(
+        path, [{"request": asdict(r), "completions": [asdict(c) for c in cs]} for r, cs in pairs]
+    )
     return out
 
 
@@ -237,7 +239,9 @@ def check(key, request: Request, context: int, vocabulary: int):
         raise InputError(f"request {key}: {said}")
     wrong = [i for i in request.prompt_ids if not 0 <= i < vocabulary]
     if wrong:
-        raise InputError(f"request {key}: id {wrong[0]} is outside the model's vocabulary of {vocabulary}")
+        raise InputError(
+            f"request {key}: id {wrong[0]} is outside the model's vocabulary of {vocabulary}"
+        )
 
 
 class EngineError(RuntimeError):
@@ -259,7 +263,9 @@ class EngineSettings:
     "How a model is run."
 
     kind: Literal["auto", "transformers", "vllm"] = "auto"  # see `engine_kind`
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # bfloat16 on CUDA, float32 elsewhere
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = (
+        "auto"  # bfloat16 on CUDA, float32 elsewhere
+    )
     in_flight: Annotated[int, Field(ge=1, le=100_000)] = 512  # problems under way at the same time
     # transformers: rows x (prompt + new tokens) of a batch
     max_batch_tokens: Annotated[int, Field(ge=1, le=10**8)] = 65536

@@ -458,7 +458,9 @@ def _weights_fault(file: Path) -> str:
     with open(file, "rb") as f:
         length = int.from_bytes(f.read(8), "little")
         try:
-            header = json.loads(f.read(length) if length < 100_000_000 else b"")  # the format's own limit
+            header = json.loads(
+                f.read(length) if length < 100_000_000 else b""
+            )  # the format's own limit
             ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             return "has a damaged header"
@@ -508,7 +510,9 @@ def folder_fault(folder: str | Path, may_miss: bool = False) -> str:
         missing, faults = manifest_faults(folder)
     except InputError:  # no manifest, or a damaged one
         found = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST]
-        missing = [] if any(p.suffix in (".safetensors", ".bin", ".pt") for p in found) else ["its weights"]
+        missing = (
+            [] if any(p.suffix in (".safetensors", ".bin", ".pt") for p in found) else ["its weights"]
+        )
         faults = {p.relative_to(folder).as_posix(): _content_fault(p) for p in found}
     if missing and not may_miss:
         return f"has lost {', '.join(missing[:3])}"
@@ -538,7 +542,9 @@ def _taken(f) -> bool:
     except BlockingIOError:
         return False
     except OSError as e:  # a file system without locks
-        warnings.warn(f"{f.name}: no lock ({e.strerror}); start nothing else in this folder", stacklevel=3)
+        warnings.warn(
+            f"{f.name}: no lock ({e.strerror}); start nothing else in this folder", stacklevel=3
+        )
     return True
 
 
@@ -588,7 +594,9 @@ def same_settings(folder: str | Path, kept: dict) -> None:
     names = [k for k in there | here if there.get(k) != here.get(k)]
     if names:
         told = "; ".join(f"{k}: {there.get(k)} there, {here.get(k)} here" for k in names[:5])
-        raise InputError(f"{folder} holds rows of another evaluation ({told}); give this one another folder")
+        raise InputError(
+            f"{folder} holds rows of another evaluation ({told}); give this one another folder"
+        )
     if not path.exists():
         write_whole(path, json.dumps(kept, indent=1))
 

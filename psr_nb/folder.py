@@ -162,7 +162,10 @@ def _apart(
     test: list,  # what they are kept apart from
     source: str,
     contamination: str,
-    same: tuple[Callable, str] = (_question_of, "questions are in the test set"),  # (key of a row, in words)
+    same: tuple[Callable, str] = (
+        _question_of,
+        "questions are in the test set",
+    ),  # (key of a row, in words)
 ) -> list:
     """The rows that are not in the test set, or all of them if so wished.
 
@@ -233,7 +236,9 @@ def _test_and_pool(d: DataSettings) -> tuple[list[Problem], list[Problem]]:
         took = [p.meta.get("fields") for p in test + pool]
         if not any(isinstance(t, dict) and all(t.get(f) == d.fields[f] for f in d.fields) for t in took):
             columns = ", ".join(map(repr, d.fields.values()))
-            raise InputError(f"data.fields: neither {d.test} nor {d.questions} has the columns {columns}")
+            raise InputError(
+                f"data.fields: neither {d.test} nor {d.questions} has the columns {columns}"
+            )
     return test, pool
 
 
@@ -247,7 +252,9 @@ def _check_golds(file: str, test: list[Problem]):
     if bad:
         where = "" if bad[0].startswith(file) else f"{file}: "
         more = f", and {len(bad) - 1} more can't be graded either" if bad[1:] else ""
-        raise InputError(f"{where}{bad[0]}{more}; correct it or leave it out, no evaluation would take it")
+        raise InputError(
+            f"{where}{bad[0]}{more}; correct it or leave it out, no evaluation would take it"
+        )
 
 
 # %% ../nbs/15_folder.ipynb #c031
@@ -257,7 +264,9 @@ def _dev_set(d: DataSettings, test: list[Problem]) -> list[Problem]:
         return []
     dev = _apart(load_problems(d.dev, d.dev_limit, d.fields), test, d.dev, d.contamination)
     if not dev:
-        raise InputError(f"{d.dev}: all of its questions are in the test set; data.dev needs some of its own")
+        raise InputError(
+            f"{d.dev}: all of its questions are in the test set; data.dev needs some of its own"
+        )
     _check_golds(d.dev, dev)
     return dev
 
@@ -382,7 +391,9 @@ def rows_in(file: Path) -> int:
 def _restored(run: Run, lost: list[str]):
     "Write data files again, named relative to the run's folder, from the recipe's sources."
     if lost:
-        warnings.warn(f"{run.path}: {', '.join(lost)}: lost, and written again from its source", stacklevel=2)
+        warnings.warn(
+            f"{run.path}: {', '.join(lost)}: lost, and written again from its source", stacklevel=2
+        )
         data = plan(run.recipe)
         for name in lost:
             write_jsonl(run.path / name, data[Path(name).stem])
@@ -412,7 +423,9 @@ def _adopt_data(run: Run, identity: str):
     "Give a run of an earlier version its manifest."
     short = [name for name, rows in _least_rows(run.recipe).items() if rows_in(run.data(name)) < rows]
     _restored(run, [f"data/{name}.jsonl" for name in short])
-    seal(run.path, sorted(f"data/{p.name}" for p in (run.path / "data").glob("*.jsonl")), recipe=identity)
+    seal(
+        run.path, sorted(f"data/{p.name}" for p in (run.path / "data").glob("*.jsonl")), recipe=identity
+    )
 
 
 def _check_data(run: Run, settings: dict):
@@ -511,7 +524,9 @@ def _recipe_again(path: Path, recipe: Recipe):
             f"{path}: there are models but no recipe.yaml that says what they were made with; "
             "put it back, or give this run another folder"
         )
-    warnings.warn(f"{path}: its recipe.yaml was lost; it is the one given, and written again", stacklevel=2)
+    warnings.warn(
+        f"{path}: its recipe.yaml was lost; it is the one given, and written again", stacklevel=2
+    )
     _write_recipe(Run(recipe, path))
 
 

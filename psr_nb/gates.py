@@ -262,7 +262,9 @@ def figures_of_counts(search: dict, pair_table: dict) -> dict[str, dict]:
     c = search["judge"]
     twice = max(1.0, c["comparisons"] / max(1, c["comparisons"] - c["both_orders"]))
     ties = pair_table.get("tie", 0) + pair_table.get("skipped tie", 0)
-    several = pair_table.get("steps", 0) - pair_table.get("unanimous", 0) - pair_table.get("unreadable", 0)
+    several = (
+        pair_table.get("steps", 0) - pair_table.get("unanimous", 0) - pair_table.get("unreadable", 0)
+    )
     counts = {
         "swap_consistency": (c["consistent"], c["both_orders"], 1),
         "position_bias": (c["said_a"], c["comparisons"] - c["abstained"], twice),

@@ -71,7 +71,9 @@ def _rows_to_check(target: Target, engine) -> tuple[str, list[EFTRow]]:
         if len(drawn) == n:
             return source, drawn
     seed = seed_of(r.seed, "search", target.n)
-    setup = SearchSetup(engine.tokenizer, target.domain, r.search, r.judge, seed=seed, context=engine.context)
+    setup = SearchSetup(
+        engine.tokenizer, target.domain, r.search, r.judge, seed=seed, context=engine.context
+    )
     return "search", sampled_pairs(engine, setup, target.questions, n)
 
 

@@ -162,7 +162,9 @@ class Place:
     gpus: str | None = None  # their CUDA_VISIBLE_DEVICES; None is what this process sees
     processes: int = 0  # of each node, which torchrun starts; 0 is one process, started plainly
     nodes: int = 1
-    ray: str | None = None  # address of the Ray cluster that starts them on several nodes; None: Slurm does
+    ray: str | None = (
+        None  # address of the Ray cluster that starts them on several nodes; None: Slurm does
+    )
     first: str = ""  # "module:function" that one process calls before the others are started
 
 
@@ -273,7 +275,9 @@ def _shared(job: dict, log: str | Path, place: Place) -> Iterator[dict]:
     if not place.processes:
         yield job
         return
-    name = f"job.{os.getpid()}.{threading.get_native_id()}.part"  # as `clear_parts` knows it, after a kill
+    name = (
+        f"job.{os.getpid()}.{threading.get_native_id()}.part"  # as `clear_parts` knows it, after a kill
+    )
     file = Path(log).resolve().parent / name
     job = job | {"place": asdict(place), "file": str(file), "token": secrets.token_hex(8)}
     job |= {"log": str(Path(log).resolve()), "cwd": os.getcwd()}
@@ -295,7 +299,9 @@ def _until_gone(pipe, patience: float = 10):
 
 # %% ../nbs/13_jobs.ipynb #c056
 @contextmanager
-def _listening(job: dict, log, place: Place, keep_open: tuple[int, ...], stopped: threading.Event | None):
+def _listening(
+    job: dict, log, place: Place, keep_open: tuple[int, ...], stopped: threading.Event | None
+):
     "A child for a job, known to `stop_jobs`; it is gone afterwards, with all processes of the job."
     child = _started(log, place, keep_open)
     _children[child] = stopped
@@ -369,7 +375,9 @@ def _job_at(path: str, token: str) -> dict:
                 return job
         if time.monotonic() > until:
             unseen = f"node {socket.gethostname()} does not see what was just written there"
-            raise InputError(f"{Path(path).parent}: {unseen}; put it on a file system that all nodes share")
+            raise InputError(
+                f"{Path(path).parent}: {unseen}; put it on a file system that all nodes share"
+            )
         time.sleep(0.2)
 
 
@@ -473,7 +481,13 @@ def slurm_hosts(nodes: int) -> list[str]:
 def _over_slurm(job: dict, place: Place) -> dict:
     "Do a job on the nodes of a Slurm allocation; {} or how it failed."
     hosts, n = slurm_hosts(place.nodes), place.nodes
-    step = ["srun", f"--nodes={n}", f"--ntasks={n}", "--ntasks-per-node=1", f"--nodelist={','.join(hosts)}"]
+    step = [
+        "srun",
+        f"--nodes={n}",
+        f"--ntasks={n}",
+        "--ntasks-per-node=1",
+        f"--nodelist={','.join(hosts)}",
+    ]
     step += ["--mpi=none", "--input=none", "--overlap", "--kill-on-bad-exit=1"]
     cpus = os.environ.get("SLURM_CPUS_ON_NODE")
     step += [f"--cpus-per-task={cpus}"] if cpus else []
@@ -541,7 +555,12 @@ def _over_ray(job: dict, place: Place, events: int) -> dict:
 
     def on_node(number: int, function, **options):
         at = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(group, number)
-        given = {"num_cpus": 1, "num_gpus": need.get("GPU", 0), "max_retries": 0, "scheduling_strategy": at}
+        given = {
+            "num_cpus": 1,
+            "num_gpus": need.get("GPU", 0),
+            "max_retries": 0,
+            "scheduling_strategy": at,
+        }
         return ray.remote(function).options(**given, **options)
 
     head = ray.get(on_node(0, ray.util.get_node_ip_address).remote())

@@ -699,7 +699,9 @@ def _mean_scores(
 
 
 # %% ../nbs/04_judge.ipynb #c108
-def _read_scores(heard: list[list[Completion] | None], mark: str) -> tuple[list[str], list[float | None]]:
+def _read_scores(
+    heard: list[list[Completion] | None], mark: str
+) -> tuple[list[str], list[float | None]]:
     "(texts, scores): the mean score in the replies about each solution, None if there is none in them."
     texts, scores = [], []
     for replies in heard:

@@ -83,10 +83,13 @@ def _damaged(target: Target) -> dict[Path, str]:
 def _cut_rows(folder: Path) -> list[str]:
     "Cut off what is torn at the end of a model's files of rows; a sentence for each."
     files = [
-        folder / f"{name}.jsonl" for name in ("trajectories", "evaluation", "judge_test", "dev", "phases")
+        folder / f"{name}.jsonl"
+        for name in ("trajectories", "evaluation", "judge_test", "dev", "phases")
     ]
     torn = {file: cut_torn(file) for file in files if file.is_file()}
-    return [f"{file}: {n} torn bytes at its end are cut off and done again" for file, n in torn.items() if n]
+    return [
+        f"{file}: {n} torn bytes at its end are cut off and done again" for file, n in torn.items() if n
+    ]
 
 
 def mend(run: Run) -> list[str]:

@@ -101,7 +101,9 @@ class PairSettings:
     length_penalty: Annotated[Number, Field(ge=0)] = (
         0.0  # off a score for each token, before a pair is chosen
     )
-    weight: Literal["none", "margin"] = "none"  # "margin": a pair counts as its margin by the mean margin
+    weight: Literal["none", "margin"] = (
+        "none"  # "margin": a pair counts as its margin by the mean margin
+    )
     # Who has to prefer the chosen to the rejected, shown them alone: "self" (the model that searched), "M1".
     judges_agree: list[str] = field(default_factory=list)
     # "consistent": pairs of judgements too, of a prompt for which several were sampled (`judge.votes`)

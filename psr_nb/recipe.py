@@ -113,7 +113,9 @@ class GateSettings:
     # beyond a threshold, and warn where the figure does; or "warn" of both
     action: Literal["stop", "warn"] = "stop"
     swap_consistency: _Share = 0.5  # least share of pairs with the same winner in both orders
-    position_bias: _Share = 0.7  # most verdicts for the candidate shown first, or for the second, as a share
+    position_bias: _Share = (
+        0.7  # most verdicts for the candidate shown first, or for the second, as a share
+    )
     abstained: _Share = 0.5  # most comparisons without a verdict, as a share
     ties: _Share = 0.5  # most ties among steps with several candidates, as a share
     length_growth: _Factor = 1.0  # most growth of the tokens of a step since M1; 1 is twice as many
@@ -156,7 +158,9 @@ def arm_of(text: str) -> Arm:
         if not model.strip():
             raise InputError(f"arms: {text!r} names no model; give a folder or hub id, as {scorer}:PATH")
         if re.fullmatch(r"M\d+", model) and text not in ("judge:M0", "judge:M1"):
-            raise InputError(f"arms: {text!r}: of a run's models, only M0 and M1 can judge in all iterations")
+            raise InputError(
+                f"arms: {text!r}: of a run's models, only M0 and M1 can judge in all iterations"
+            )
     elif colon:
         raise InputError(f"arms: {text!r}: {scorer} takes no model; write {scorer}")
     return Arm(scorer, model)
@@ -220,7 +224,9 @@ class Recipe:
     domain: str = "math"  # "math", "arithmetic", or yours as "module:NAME"
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] = 0
     # questions of each iteration: for M2, M3, M4
-    questions: list[Annotated[int, Field(ge=1, le=10**9)]] = field(default_factory=lambda: [400, 800, 1200])
+    questions: list[Annotated[int, Field(ge=1, le=10**9)]] = field(
+        default_factory=lambda: [400, 800, 1200]
+    )
     # who scores the candidates: the first is the run, others are its controls; see `arm_of`
     arms: list[ArmText] = field(default_factory=lambda: ["judge"])
     match_pairs: bool = False  # train each arm on as many pairs as the arm that has fewest
@@ -270,7 +276,9 @@ def _refuse_together(r: Recipe):
     in_both = judge.policy == "round robin" and judge.orders == "both"
     if pairs.judgements != "off" and not (in_both and judge.votes > 1):
         needs = "judge.votes of at least 2 and a round robin in both orders"
-        raise InputError(f"pairs.judgements: {pairs.judgements} needs {needs}; set them, or leave it off")
+        raise InputError(
+            f"pairs.judgements: {pairs.judgements} needs {needs}; set them, or leave it off"
+        )
     if r.match_pairs and (pairs.judgements != "off" or "M1" in pairs.judges_agree):
         later = "pairs.judgements, or M1 in pairs.judges_agree, changes their number after the searches"
         raise InputError(f"match_pairs: {later}; leave one of them out")
@@ -288,7 +296,9 @@ def _refuse_blind_stop(r: Recipe):
     "InputError where an arm is to stop by the figure of a set that the recipe doesn't have."
     source = {"dev_accuracy": "dev", "judge_accuracy": "judge_test"}[r.stop.on]
     if r.stop.patience and not getattr(r.data, source):
-        raise InputError(f"stop.patience: {r.stop.on} needs data.{source}; name a file, or set patience to 0")
+        raise InputError(
+            f"stop.patience: {r.stop.on} needs data.{source}; name a file, or set patience to 0"
+        )
 
 
 def as_recipe(row: dict) -> Recipe:
@@ -315,13 +325,22 @@ OF_THE_MACHINE = (
     "parallel",
     *(f"hardware.{name}" for name in ("gpus", "nodes", "shard")),
     *(f"sft.{name}" for name in ("micro_batch", "gradient_checkpointing", "checkpoint_every")),
-    *(f"dpo.{name}" for name in ("micro_batch", "tree_tokens", "gradient_checkpointing", "checkpoint_every")),
+    *(
+        f"dpo.{name}"
+        for name in ("micro_batch", "tree_tokens", "gradient_checkpointing", "checkpoint_every")
+    ),
     "dpo.precompute_reference",
     "dpo.precompute_reference",
-    *(f"engine.{name}" for name in ("replicas", "tensor_parallel", "ray", "in_flight", "max_batch_tokens")),
+    *(
+        f"engine.{name}"
+        for name in ("replicas", "tensor_parallel", "ray", "in_flight", "max_batch_tokens")
+    ),
     *(f"engine.{name}" for name in ("max_seqs", "gpu_memory", "cpu_cache", "prefix_caching", "compile")),
 )
-HOW_FAR = ("stop", "gates")  # sections that say where a run ends, and nothing about what it makes until there
+HOW_FAR = (
+    "stop",
+    "gates",
+)  # sections that say where a run ends, and nothing about what it makes until there
 
 
 def without_machine(row: dict, prefix: str = "") -> dict:

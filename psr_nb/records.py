@@ -110,7 +110,15 @@ def why_unread(e: BaseException) -> str:
 
 
 # %% ../nbs/00_records.ipynb #c016
-_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError) + (
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    EOFError,
+) + (
     RecursionError,
     MemoryError,
 )
@@ -128,7 +136,13 @@ def reading(where: str | Path, hint: str = ""):
     except _UNREADABLE as e:
         raise InputError(f"{where}: {why_unread(e)}{hint and '; ' + hint}") from e
     except Exception as e:  # yaml, zlib and pyarrow have classes of their own
-        if type(e).__module__.partition(".")[0] not in ("yaml", "zlib", "pyarrow", "datasets", "binascii"):
+        if type(e).__module__.partition(".")[0] not in (
+            "yaml",
+            "zlib",
+            "pyarrow",
+            "datasets",
+            "binascii",
+        ):
             raise
         raise InputError(f"{where}: {why_unread(e)}{hint and '; ' + hint}") from e
 
@@ -206,7 +220,9 @@ class Sampling:
     max_tokens: int = 256  # new tokens per completion
     stop: tuple[str, ...] = ()  # a completion ends with the token that completes one of these
     seed: int = 0  # completion i draws from (seed, i), whatever it is batched with
-    among: tuple[int, ...] = ()  # if there are any: no text, only how likely each of these ids comes next
+    among: tuple[
+        int, ...
+    ] = ()  # if there are any: no text, only how likely each of these ids comes next
 
 
 @dataclass
@@ -261,8 +277,12 @@ class Judgement:
     b: int  # index of the candidate shown as B
     verdict: str | None  # "A", "B" or None (abstained)
     text: str
-    logprobs: list[float] | None = None  # of A and of B at the verdict, where it is scored instead of written
-    votes: list[Vote] = field(default_factory=list)  # if several were sampled; `verdict` is the majority's
+    logprobs: list[float] | None = (
+        None  # of A and of B at the verdict, where it is scored instead of written
+    )
+    votes: list[Vote] = field(
+        default_factory=list
+    )  # if several were sampled; `verdict` is the majority's
 
 
 # %% ../nbs/00_records.ipynb #c048

@@ -87,7 +87,9 @@ class _Bar:
         with self.lock:
             now, under_way = time.time(), self.done < self.total
             if under_way and now - self.told >= self.every:
-                self._line(f"{self.what} {self.done} of {self.total}, {now - self.start:.0f} s{self.rate}")
+                self._line(
+                    f"{self.what} {self.done} of {self.total}, {now - self.start:.0f} s{self.rate}"
+                )
 
 
 # %% ../nbs/20_run.ipynb #c011
@@ -191,7 +193,9 @@ def _run_arm(work: _Work, arm: str, bar: _Bar, numbers: list[int]):
         target = Target(work.run, arm, n)
         if not _train(work, target, bar):
             return
-        searched = n == work.run.last or is_searched(replace(target, n=n + 1)) or why_ended(work.run, arm)
+        searched = (
+            n == work.run.last or is_searched(replace(target, n=n + 1)) or why_ended(work.run, arm)
+        )
         if not (is_measured(target) and searched):
             work.child("engine_job", target, bar)
 
@@ -292,7 +296,9 @@ def _check_arms(run: Run):
         blank = [p.id for p in searched if p.answer is None]
         if blank:
             said = f"{len(blank)} of {len(searched)} questions have no answer (the first is {blank[0]})"
-            raise InputError(f"arms: 'truth' in the domain {run.domain.name!r} needs answers, and {said}")
+            raise InputError(
+                f"arms: 'truth' in the domain {run.domain.name!r} needs answers, and {said}"
+            )
 
 
 # %% ../nbs/20_run.ipynb #c036

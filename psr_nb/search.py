@@ -431,7 +431,9 @@ def by_rubric(
 def whole_solution(c: Completion) -> Candidate:
     "What an engine returned for a whole solution, as a candidate."
     problem = "length" if c.finish_reason == "length" else None
-    return Candidate(c.ids, c.text, c.finish_reason == "eos", problem=problem if c.text.strip() else "empty")
+    return Candidate(
+        c.ids, c.text, c.finish_reason == "eos", problem=problem if c.text.strip() else "empty"
+    )
 
 
 # %% ../nbs/05_search.ipynb #c086

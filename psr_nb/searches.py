@@ -30,6 +30,17 @@ from itertools import chain, groupby
 from operator import attrgetter
 from pathlib import Path
 
+from psr_nb.search import (
+    NO_SCORE,
+    SearchSetup,
+    by_judge,
+    by_prm,
+    by_truth,
+    drive,
+    search,
+    search_solutions,
+)
+
 from .engine import load_tokenizer, seed_of
 from .engines.choose import open_engine
 from .engines.prm import PRM, PRMEngine
@@ -42,7 +53,6 @@ from .judge import JudgeSetup, judge_stats
 from .pairs import flipped, judgement_pairs, kept_pairs, mean_margin
 from .recipe import arm_of
 from .records import InputError, Judgement, StepPair, Trajectory, json_file
-from .search import NO_SCORE, SearchSetup, by_judge, by_prm, by_truth, drive, search, search_solutions
 
 
 # %% ../nbs/16_searches.ipynb #c007
@@ -95,7 +105,9 @@ def _scorer(target: Target, engine):
         return partial(by_prm, prm=engine.both[1].prm)
     if isinstance(engine, TwoEngines):
         other = engine.both[1]
-        return partial(by_judge, judge=JudgeSetup(other.tokenizer, target.domain, r.judge, other.context))
+        return partial(
+            by_judge, judge=JudgeSetup(other.tokenizer, target.domain, r.judge, other.context)
+        )
     return "judge" if scorer == "flipped" else scorer
 
 

@@ -36,7 +36,9 @@ class Tree:
     ids: list[int]
     parents: list[int]  # index of the token before; -1 for a first token
     depths: list[int]  # position ids
-    steps: list[tuple[list[int], list[int]]]  # (chosen, rejected) of each pair: indices of the step's tokens
+    steps: list[
+        tuple[list[int], list[int]]
+    ]  # (chosen, rejected) of each pair: indices of the step's tokens
 
 
 def _walk(tree: Tree, children: dict, node: int, ids: list[int]) -> list[int]:

@@ -70,7 +70,9 @@ def _measure(target: Target, engine, progress: Callable[[str, int, int], None]):
     held_out = read_jsonl(run.data("judge_test"), EFTRow)
     if held_out and arm_of(target.arm).scorer != "solutions":  # which was not taught to compare
         file = folder / "judge_test.jsonl"
-        figures |= judge_accuracy(evaluate_judge(engine, held_out, target.domain, file, r.judge, progress))
+        figures |= judge_accuracy(
+            evaluate_judge(engine, held_out, target.domain, file, r.judge, progress)
+        )
     if r.data.dev:
         problems = read_jsonl(run.data("dev"), Problem)
         of_dev = accuracy(evaluate(engine, problems, how, folder / "dev.jsonl", "dev", progress))
@@ -114,7 +116,9 @@ def _make_m1(target: Target, out: Path, seed: int, progress: Callable[[str, int,
     rows, left_out = mixed(ift, judged, r.sft.eft_share, seed)
     ids = (ift_ids(tok, domain, x) if isinstance(x, IFTRow) else to_ids(tok, domain, x) for x in rows)
     if left_out:
-        warnings.warn(f"{left_out} rows are left out for sft.eft_share = {r.sft.eft_share}", stacklevel=2)
+        warnings.warn(
+            f"{left_out} rows are left out for sft.eft_share = {r.sft.eft_share}", stacklevel=2
+        )
     train_sft(base, ids, out, r.sft, seed, progress)
 
 

@@ -32,7 +32,9 @@ def target_of(n: int, folder: Path, arm: str) -> Target:
     recipe = load_recipe("fast", questions=[n], arms=[arm], **{"search.w": 2, "search.max_steps": 20})
     run = Run(recipe, folder)
     if not run.data("questions-2").exists():
-        questions = (Problem(f"q-{i}", f"Tom has {i} apples. How many apples now?", "2") for i in range(n))
+        questions = (
+            Problem(f"q-{i}", f"Tom has {i} apples. How many apples now?", "2") for i in range(n)
+        )
         write_jsonl(run.data("questions-2"), questions)
     return Target(run, arm, 2)
 

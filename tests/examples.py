@@ -110,7 +110,11 @@ def run_notebook(path: Path) -> list[str]:
 def one(path: Path, site: Path, folder: Path) -> tuple[Path, list[str] | None, str]:
     "(notebook, functions called or None if it failed, what it printed) of a process of its own."
     out = folder / (path.relative_to(NOTEBOOKS).as_posix().replace("/", "_") + ".json")
-    env = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "PLOTLY_RENDERER": "plotly_mimetype"}
+    env = os.environ | {
+        "PYTHONPATH": str(site),
+        "OMP_NUM_THREADS": "1",
+        "PLOTLY_RENDERER": "plotly_mimetype",
+    }
     start = time.time()
     command = [sys.executable, __file__, "--one", path, "--out", out]
     try:
@@ -119,7 +123,10 @@ def one(path: Path, site: Path, folder: Path) -> tuple[Path, list[str] | None, s
     except subprocess.TimeoutExpired:
         printed = "not over after ten minutes"
     name = path.relative_to(ROOT)
-    print(f"- {'Completed' if out.exists() else 'FAILED'} {name} in {time.time() - start:.0f} s", flush=True)
+    print(
+        f"- {'Completed' if out.exists() else 'FAILED'} {name} in {time.time() - start:.0f} s",
+        flush=True,
+    )
     return path, json.loads(out.read_text()) if out.exists() else None, printed
 
 
@@ -143,7 +150,9 @@ def main() -> int:
             results = list(pool.map(lambda p: one(p, site, folder), largest_first))
         listed = [sys.executable, "-c", "import examples; print(*examples.public_functions().values())"]
         env = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), str(Path(__file__).parent)])}
-        everything = subprocess.run(listed, env=env, capture_output=True, text=True, cwd=folder, check=True)
+        everything = subprocess.run(
+            listed, env=env, capture_output=True, text=True, cwd=folder, check=True
+        )
     failed = [(p, printed) for p, called, printed in results if called is None]
     for p, printed in failed:
         print(f"\n{p.relative_to(ROOT)}:\n{printed[-4000:]}")
@@ -151,7 +160,9 @@ def main() -> int:
     missed = [] if args.only or failed else sorted(set(everything.stdout.split()) - seen)
     if missed:
         print("\npublic functions that no example calls:", *missed, sep="\n  ")
-    print(f"examples: {len(results) - len(failed)} notebooks passed, {len(failed) + bool(missed)} failed")
+    print(
+        f"examples: {len(results) - len(failed)} notebooks passed, {len(failed) + bool(missed)} failed"
+    )
     return int(bool(failed or missed))
 
 

@@ -359,7 +359,12 @@ def memory(say, dtype, tiny, models):
             warnings.simplefilter("always")
             got = generate(e, asked)
         retreats = sum("out of memory" in str(w.message) for w in said)
-        row = {"dtype": dtype, "refill": refill, "retreats": retreats, "batch tokens": e.max_batch_tokens}
+        row = {
+            "dtype": dtype,
+            "refill": refill,
+            "retreats": retreats,
+            "batch tokens": e.max_batch_tokens,
+        }
         rows.append(row | differing(got, want))
         say(rows)
 
@@ -503,7 +508,9 @@ def table(rows):
     "Markdown."
     plain = [{name: value for name, value in row.items() if not isinstance(value, dict)} for row in rows]
     names = list(dict.fromkeys(name for row in plain for name in row))
-    lines = [names, ["---"] * len(names)] + [[shown(row.get(name, "")) for name in names] for row in plain]
+    lines = [names, ["---"] * len(names)] + [
+        [shown(row.get(name, "")) for name in names] for row in plain
+    ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

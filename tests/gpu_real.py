@@ -65,7 +65,9 @@ class Sizes:
     batch_tokens: int = 1000000
 
 
-TINY = Sizes(search=20, ift=200, changed=40, sampled=12, test=12, judge_test=8, samples=4, batch_tokens=20000)
+TINY = Sizes(
+    search=20, ift=200, changed=40, sampled=12, test=12, judge_test=8, samples=4, batch_tokens=20000
+)
 TINY_SETTINGS = {
     "questions": "[8, 8]",
     "data.test_limit": 12,
@@ -435,7 +437,14 @@ def run_command(place: Place) -> list[str]:
 
 
 def eval_command(place: Place) -> list[str]:
-    most = ["--max-tokens", 90 if place.tiny else 512, "--batch-tokens", 300000, "--engine", "transformers"]
+    most = [
+        "--max-tokens",
+        90 if place.tiny else 512,
+        "--batch-tokens",
+        300000,
+        "--engine",
+        "transformers",
+    ]
     bench = ["--bench", f"test={place.data('test')}", "--out", place.work / "eval-m0"]
     return psr("eval", "--model", f"M0={place.m0}", *bench, *most)
 
@@ -491,7 +500,16 @@ def waited(place: Place, children: dict[str, subprocess.Popen], until: float) ->
 
 def in_a_stage(place: Place, name: str, until: float) -> str:
     "Run a stage in a process of its own."
-    command = [sys.executable, __file__, "--stage", name, "--out", str(place.out), "--work", str(place.work)]
+    command = [
+        sys.executable,
+        __file__,
+        "--stage",
+        name,
+        "--out",
+        str(place.out),
+        "--work",
+        str(place.work),
+    ]
     command += ["--bring", str(place.bring)] if place.bring else []
     child = started(place, name, command + ["--tiny"] * place.tiny)
     return waited(place, {name: child}, min(until, time.time() + LIMITS[name]))[name]
@@ -511,7 +529,10 @@ def difference(one: dict, other: dict) -> list[float] | None:
     both = [i for i in one if i in other]
     if not both:
         return None
-    before, after = [other[i] for i in both], [one[i] for i in both]  # it takes the first from the second
+    before, after = (
+        [other[i] for i in both],
+        [one[i] for i in both],
+    )  # it takes the first from the second
     return [*bootstrap_difference(before, after), len(both)]
 
 
@@ -592,7 +613,9 @@ def large_and_fast() -> Path:
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--out", type=Path, default=Path("gpu-real"), help="results")
     p.add_argument("--work", type=Path, help="models and the run; default: in memory")
     p.add_argument("--bring", type=Path, help="folder of the model's parts and the questions")

@@ -75,13 +75,17 @@ def evaluations(work: Path, models: dict[str, Path]) -> dict[str, Path]:
 def solved_table(files: dict[str, Path], out: Path):
     rows = {name: {r.id: fate(r) for r in read_jsonl(file, EvalRow)} for name, file in files.items()}
     names = sorted(rows, key=lambda name: (name != "M0", name))
-    write_table(out / "solved.csv", ["id", *names], [[i, *(rows[n][i] for n in names)] for i in rows["M0"]])
+    write_table(
+        out / "solved.csv", ["id", *names], [[i, *(rows[n][i] for n in names)] for i in rows["M0"]]
+    )
 
 
 def written_table(files: dict[str, Path], out: Path):
     texts = {}
     for name, file in files.items():
-        found = {r.id: re.split(r"(?m)^Step \d+:", r.completions[0])[1:] for r in read_jsonl(file, EvalRow)}
+        found = {
+            r.id: re.split(r"(?m)^Step \d+:", r.completions[0])[1:] for r in read_jsonl(file, EvalRow)
+        }
         texts[name] = {i: [step.strip() for step in steps] for i, steps in found.items()}
     first, rows = texts["judge M1"], []
     for name, mine in texts.items():

@@ -52,7 +52,9 @@ def write_recipe(path: Path, shares: list[list[str]]):
         "domain": "arithmetic",
         "questions": [len(share) for share in shares],
     }
-    write_whole(path / "recipe.yaml", yaml.safe_dump({"schema": SCHEMA, "versions": {}, "recipe": recipe}))
+    write_whole(
+        path / "recipe.yaml", yaml.safe_dump({"schema": SCHEMA, "versions": {}, "recipe": recipe})
+    )
 
 
 def made_up_run(

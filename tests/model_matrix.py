@@ -99,7 +99,9 @@ def check_greedy(engine, plain: Plain):
             behind = logits.max(-1).values - logits.gather(1, torch.tensor(c.ids)[:, None])[:, 0]
             assert behind.max() < 0.01, f"greedy ids are behind the likeliest ones by {behind.max():.2f}"
             alone = plain.logits(p)[-1]
-            assert (alone - logits[0]).abs().max() < 1e-3, "it sees what comes after, and was not refused"
+            assert (alone - logits[0]).abs().max() < 1e-3, (
+                "it sees what comes after, and was not refused"
+            )
     engine.refill, engine.max_batch_tokens = False, room
 
 
@@ -175,7 +177,9 @@ def rows(tokenizer) -> list:
     steps = [line.split(": ", 1)[1] for line in lines[:3]]
     solved = [IFTRow("1", question, steps, "5"), IFTRow("2", question[:20], steps[:1], "5")]
     verdicts = [EFTRow("3", question, steps[:1], steps[1], steps[2], v, "So it is.") for v in "AB"]
-    return [ift_ids(tokenizer, DOMAIN, r) for r in solved] + [eft_ids(tokenizer, DOMAIN, r) for r in verdicts]
+    return [ift_ids(tokenizer, DOMAIN, r) for r in solved] + [
+        eft_ids(tokenizer, DOMAIN, r) for r in verdicts
+    ]
 
 
 def check_sft(folder: str, out: Path, plain: Plain):
@@ -241,7 +245,9 @@ CLASSES = re.compile("|".join(sorted(set(tiny.ARCHITECTURES.values()), key=len, 
 
 def _plain_words(text: str, folder: Path) -> str:
     "A message without what differs from run to run, and from architecture to architecture."
-    text = CLASSES.sub("the model", text.replace(str(folder / "M0"), "the model").replace(str(folder), ""))
+    text = CLASSES.sub(
+        "the model", text.replace(str(folder / "M0"), "the model").replace(str(folder), "")
+    )
     return re.sub(r"\s+", " ", text).strip()
 
 

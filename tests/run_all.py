@@ -92,7 +92,9 @@ def slow_notebooks() -> tuple[int, int]:
 
 def tests(*flags, minutes) -> tuple[int, int, int]:
     "(passed, failed, skipped) of pytest."
-    out, code = run(sys.executable, "-m", "pytest", "-v", "-rfEs", "--durations=15", *flags, minutes=minutes)
+    out, code = run(
+        sys.executable, "-m", "pytest", "-v", "-rfEs", "--durations=15", *flags, minutes=minutes
+    )
     last = out.strip().splitlines()[-1]
 
     def count(what):

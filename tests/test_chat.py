@@ -44,7 +44,10 @@ def asked():
 
 def test_ids_are_those_of_transformers(asked):
     "A template that is as it should be gives the ids that it always gave."
-    for template in (TURNS + ANSWER, "{{ bos_token }}[INST] {{ messages[0]['content'] | trim }} [/INST]"):
+    for template in (
+        TURNS + ANSWER,
+        "{{ bos_token }}[INST] {{ messages[0]['content'] | trim }} [/INST]",
+    ):
         said, ids = asked(template, ASKED + " \n")
         tok = tiny_tokenizer()
         turn = [{"role": "user", "content": ASKED + " \n"}]
@@ -132,13 +135,13 @@ def test_a_template_that_drops_one_question(asked):
 def test_the_date_is_a_setting(asked):
     "Llama 3.2 asks what day it is, Llama 3.1 takes a day that it is told, or this one."
     today = "{{ strftime_now('%d %b %Y') }}"
-    told = (
-        "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}{{ date_string }}"
-    )
+    told = "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}{{ date_string }}"
     for template in (today, told):
         assert asked(template + TURNS)[0].startswith("26 Jul 2024")
         assert asked(template + TURNS, template_date="2026-01-31")[0].startswith("31 Jan 2026")
-    with pytest.raises(InputError, match="template_date: expected a day such as 2024-07-26, not '31.1.'"):
+    with pytest.raises(
+        InputError, match="template_date: expected a day such as 2024-07-26, not '31.1.'"
+    ):
         EngineSettings(template_date="31.1.")
 
 

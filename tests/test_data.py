@@ -73,7 +73,9 @@ def test_killed_while_annotating(tmp_path):
     assert len(kept) == len(set(kept)) == N
     # what was paid for twice is at most what was on its way to a process that was killed
     twice = sum(server.answered.values()) - N
-    print(f"{kills} kills, {server.asked.total()} requests, {twice} answers on their way to a killed process")
+    print(
+        f"{kills} kills, {server.asked.total()} requests, {twice} answers on their way to a killed process"
+    )
     assert kills >= 3 and twice <= 6 * kills
     server.close()
 
@@ -170,7 +172,9 @@ def test_bad_rows_are_kept_aside(psr, tmp_path, lines, reason):
 
 def test_a_wrong_key_is_said_at_once(psr, tmp_path):
     (tmp_path / "q.jsonl").write_text(
-        "".join(json.dumps({"question": f"{i}?", "answer": "It is 4.\n#### 4"}) + "\n" for i in range(50))
+        "".join(
+            json.dumps({"question": f"{i}?", "answer": "It is 4.\n#### 4"}) + "\n" for i in range(50)
+        )
     )
     server = FaultyServer(lambda body: "", key="right")
     done = psr(
@@ -231,13 +235,18 @@ def test_one_problem_a_file_and_an_empty_answer(tmp_path):
         asked(tmp_path / "q.json", json.dumps({"data": [one]}))
     for empty in ("", " ", [], [""]):
         assert asked(tmp_path / "q.jsonl", json.dumps(one | {"answer": empty})) == [("2+2?", "4")]
-    assert asked(tmp_path / "q.jsonl", '{"question": "2+2?", "target": "", "correct": 4}') == [("2+2?", "4")]
+    assert asked(tmp_path / "q.jsonl", '{"question": "2+2?", "target": "", "correct": 4}') == [
+        ("2+2?", "4")
+    ]
 
 
 @pytest.mark.parametrize(
     "row, found",
     [
-        ({"options": "a ) rs . 400 , b ) 1,000", "correct": "a"}, ("2+2?\n(A) rs . 400\n(B) 1,000", "A")),
+        (
+            {"options": "a ) rs . 400 , b ) 1,000", "correct": "a"},
+            ("2+2?\n(A) rs . 400\n(B) 1,000", "A"),
+        ),
         ({"choices": ["1", "4"], "answer": "B"}, ("2+2?\n(A) 1\n(B) 4", "B")),
         ({"options": ["1", "4"], "answer": "b"}, ("2+2?\n(A) 1\n(B) 4", "B")),
         ({"options": "A) 1 B) 4", "correct": "B"}, ("2+2?\nA) 1 B) 4", "B")),
@@ -323,9 +332,9 @@ class Served:
         )
         end = time.time() + 240
         while True:
-            assert self.process.poll() is None and time.time() < end, (self.folder / "vllm.log").read_text()[
-                -3000:
-            ]
+            assert self.process.poll() is None and time.time() < end, (
+                self.folder / "vllm.log"
+            ).read_text()[-3000:]
             try:
                 return urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2)
             except OSError:
@@ -370,7 +379,9 @@ def test_vllm_serve_as_annotator_behind_a_faulty_proxy(tmp_path):
     path, served = tmp_path / "answers.jsonl", Served(tmp_path)
     served.start()
     proxy = FaultyServer(served.answer, 0.25, ("429", "500", "half", "rubbish", "drop"), seed=1)
-    s = ServerSettings("demo-m1", proxy.url, max_tokens=90, timeout=60, backoff=0.05, tries=4, concurrency=4)
+    s = ServerSettings(
+        "demo-m1", proxy.url, max_tokens=90, timeout=60, backoff=0.05, tries=4, concurrency=4
+    )
 
     def kill_at_30(what, done, total):
         if done == 30:
@@ -387,7 +398,9 @@ def test_vllm_serve_as_annotator_behind_a_faulty_proxy(tmp_path):
     finally:
         served.kill()
     assert all(r.text is not None for r in replies)
-    assert all(proxy.asked[p] == asked[p] for p in before), "an answer that was on disk was asked for again"
+    assert all(proxy.asked[p] == asked[p] for p in before), (
+        "an answer that was on disk was asked for again"
+    )
     keys = [r.key for r in read_jsonl(path, Reply)]
     assert len(keys) == len(set(keys)) == len(prompts)
     ours = ask_engine(

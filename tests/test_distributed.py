@@ -151,7 +151,10 @@ def test_divided_experts_are_those_of_one_process(tmp_path):
     for name, how, out in (("sft routed", "whole", "one"), ("sft routed", "stopped", "two")):
         by_one(tmp_path, name, how, out)
     by_two(
-        tmp_path, "sft routed/fsdp/resumed=two", "sft routed/fsdp/whole=divided", "sft routed/none/whole=ddp"
+        tmp_path,
+        "sft routed/fsdp/resumed=two",
+        "sft routed/fsdp/whole=divided",
+        "sft routed/none/whole=ddp",
     )
     one = weights(tmp_path / "one")
     assert max(furthest(one, weights(tmp_path / x)) for x in ("two", "divided", "ddp")) < 2e-6

@@ -14,7 +14,9 @@ from psr_nb.files import packaged, read_jsonl
 MODEL = "packaged:models/demo-m1"
 TEST = f"arithmetic={packaged('demo/test.jsonl')}"
 PAIRS = "packaged:demo/judge_test.jsonl"
-TREES = "--rollouts 2 --rollout-tokens 60 --iterations 3 --children 3 --temperature 1 --max-step-tokens 26"
+TREES = (
+    "--rollouts 2 --rollout-tokens 60 --iterations 3 --children 3 --temperature 1 --max-step-tokens 26"
+)
 EFT = f"data eft --model {MODEL} --domain arithmetic {TREES} --min-gap 0.1 --max-tokens 60"
 JUDGE = f"judge-eval --model {MODEL} --pairs {PAIRS} --domain arithmetic --limit 4 --max-tokens 60"
 EVAL = f"eval --model M1={MODEL} --bench {TEST} --domain arithmetic --max-tokens 60 --limit 6"

@@ -53,7 +53,10 @@ def test_greedy_is_what_transformers_generates(engine):
     got = generate(engine, [Request(p, Sampling(max_tokens=60)) for p in prompts])
     for p, [c] in zip(prompts, got, strict=True):
         want = model.generate(
-            torch.tensor([p]), do_sample=False, max_new_tokens=60, pad_token_id=engine.tokenizer.pad_token_id
+            torch.tensor([p]),
+            do_sample=False,
+            max_new_tokens=60,
+            pad_token_id=engine.tokenizer.pad_token_id,
         )
         assert c.ids == want[0, len(p) :].tolist()
         assert c.text == engine.tokenizer.decode(c.ids, skip_special_tokens=True)
@@ -63,7 +66,9 @@ def test_greedy_is_what_transformers_generates(engine):
 def test_a_step_ends_with_its_stop_text(engine):
     [p] = asks(engine, [23])
     [six] = generate(engine, [Request(p, STEP)])
-    assert all(c.finish_reason == "stop" and c.text.endswith("\n") and c.text.count("\n") == 1 for c in six)
+    assert all(
+        c.finish_reason == "stop" and c.text.endswith("\n") and c.text.count("\n") == 1 for c in six
+    )
 
 
 def test_seeds_repeat_alone_and_in_company(engine):

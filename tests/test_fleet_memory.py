@@ -14,18 +14,20 @@ from psr_nb.engine import EngineError, EngineSettings, generate, load_tokenizer
 from psr_nb.engines.fleet import Fleet, worker
 from psr_nb.records import Request, Sampling
 
-OF_VLLM = "vLLM's process ended with 1 requests under way: it ran out of memory; take less engine.gpu_memory"
-HUNGRY = 7  # a prompt that begins with this id takes all memory
-LESS = (
-    "take a smaller engine.max_batch_tokens with transformers, engine.max_seqs or engine.gpu_memory with vLLM"
+OF_VLLM = (
+    "vLLM's process ended with 1 requests under way: it ran out of memory; take less engine.gpu_memory"
 )
+HUNGRY = 7  # a prompt that begins with this id takes all memory
+LESS = "take a smaller engine.max_batch_tokens with transformers, engine.max_seqs or engine.gpu_memory with vLLM"
 
 
 class Forked:
     "A worker's process as a copy of this one, which has its imports."
 
     def __init__(self, pipe):
-        self.process = multiprocessing.get_context("fork").Process(target=worker, args=(pipe,), daemon=True)
+        self.process = multiprocessing.get_context("fork").Process(
+            target=worker, args=(pipe,), daemon=True
+        )
         self.process.start()
 
     def wait(self) -> int:

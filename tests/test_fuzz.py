@@ -53,7 +53,24 @@ BYTES = (
     b"x" * 50_000,
     b"*a &a [*a]",
 )
-VALUES = (None, True, -1, 0, 0.5, 10**30, 1e308, "", " ", "x", "\ud800", "\0", "7" * 5000, [], {}, [[]]) + (
+VALUES = (
+    None,
+    True,
+    -1,
+    0,
+    0.5,
+    10**30,
+    1e308,
+    "",
+    " ",
+    "x",
+    "\ud800",
+    "\0",
+    "7" * 5000,
+    [],
+    {},
+    [[]],
+) + (
     ["x"],
     {"a": 1},
     float("nan"),
@@ -98,7 +115,9 @@ def grading(folder: Path) -> Case:
     ]
     write_jsonl(folder / "answers.jsonl", rows)
     return Case(
-        ["grade", f"{folder}/answers.jsonl", "--workers", "1"], [folder / "answers.jsonl"], r"\d+ of \d+ .*"
+        ["grade", f"{folder}/answers.jsonl", "--workers", "1"],
+        [folder / "answers.jsonl"],
+        r"\d+ of \d+ .*",
     )
 
 
@@ -138,7 +157,9 @@ def planned(folder: Path) -> Case:
         [{"id": f"i{i}", "question": f"{i}+{i}?", "steps": ["So."], "answer": "1"} for i in range(4)],
     )
     judged = {"steps": [], "a": "1+1=2", "b": "1+1=3", "verdict": "A", "explanation": "A is right."}
-    write_jsonl(folder / "eft.jsonl", [{"id": f"e{i}", "question": f"{i}-{i}?"} | judged for i in range(4)])
+    write_jsonl(
+        folder / "eft.jsonl", [{"id": f"e{i}", "question": f"{i}-{i}?"} | judged for i in range(4)]
+    )
     data = {name: f"{folder}/{name}.jsonl" for name in ("test", "ift", "eft")}
     recipe = {
         "name": "mine",
@@ -150,7 +171,9 @@ def planned(folder: Path) -> Case:
         "dpo": {"learning_rate": "1e-6"},
     }
     (folder / "mine.yaml").write_text(yaml.safe_dump(recipe))
-    files = [folder / f"{name}.jsonl" for name in ("q", "test", "ift", "eft")] + 4 * [folder / "mine.yaml"]
+    files = [folder / f"{name}.jsonl" for name in ("q", "test", "ift", "eft")] + 4 * [
+        folder / "mine.yaml"
+    ]
     out = folder / "planned"
     return Case(["run", f"{folder}/mine.yaml", "--out", str(out)], files, r"(?s).*", (out,))
 
@@ -163,7 +186,9 @@ def looked_at(folder: Path, argv: list[str]) -> Case:
         kept = yaml.safe_load((run / "recipe.yaml").read_text())["recipe"]
         (folder / "again.yaml").write_text(yaml.safe_dump(kept))
     files = [
-        f for f in run.rglob("*") if f.suffix in (".jsonl", ".json", ".yaml") and "tokenizer" not in f.name
+        f
+        for f in run.rglob("*")
+        if f.suffix in (".jsonl", ".json", ".yaml") and "tokenizer" not in f.name
     ]
     figures = "(?!)" if argv[0] == "run" else "(?s).*"
     weight = 1 if "--out" in argv else 4
@@ -177,7 +202,16 @@ def evaluated(folder: Path, what: str) -> Case:
     path, out = folder / f"{what}.jsonl", folder / f"out-{what}"
     write_jsonl(path, lines_of("demo/test.jsonl" if what == "eval" else "demo/judge_test.jsonl", 4))
     source = ["--bench", f"ours={path}"] if what == "eval" else ["--pairs", str(path)]
-    argv = [what, "--model", "packaged:models/demo-m1", *source, "--domain", "arithmetic", "--out", str(out)]
+    argv = [
+        what,
+        "--model",
+        "packaged:models/demo-m1",
+        *source,
+        "--domain",
+        "arithmetic",
+        "--out",
+        str(out),
+    ]
     return Case([*argv, "--engine", "transformers"], [path], r"(?s).*", (out,))
 
 
@@ -271,7 +305,9 @@ def said(argv: list[str]) -> tuple[int | str, str, str]:
     signal.signal(signal.SIGALRM, ring)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = lambda told, *_, **__: print(f"psr_nb: {told}", file=err)  # pytest keeps them
+        warnings.showwarning = lambda told, *_, **__: print(
+            f"psr_nb: {told}", file=err
+        )  # pytest keeps them
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         try:
             main(argv)
@@ -411,7 +447,9 @@ def fuzz(folder: Path, n: int, seed: int) -> Counter:
             case = all_cases[k]
             path = rng.choice(case.files)
             for made in case.clean:
-                shutil.rmtree(made, ignore_errors=True) if made.is_dir() else made.unlink(missing_ok=True)
+                shutil.rmtree(made, ignore_errors=True) if made.is_dir() else made.unlink(
+                    missing_ok=True
+                )
             before = path.read_bytes()
             path.write_bytes(damaged(before, rng))
             wrong = fault(case, plain[k], before, path)
@@ -428,7 +466,16 @@ def fuzz(folder: Path, n: int, seed: int) -> Counter:
 def set_values(n: int, seed: int) -> Counter:
     "Give settings values of every kind; how often each exit code came. AssertionError with the faults."
     rng, counts, faults = random.Random(seed), Counter(), {}
-    names = settings_of(Recipe) + ["search", "nothing", "search.", ".w", "search.w.x", "a.b.c", "", "domain"]
+    names = settings_of(Recipe) + [
+        "search",
+        "nothing",
+        "search.",
+        ".w",
+        "search.w.x",
+        "a.b.c",
+        "",
+        "domain",
+    ]
     values = [v.decode("latin-1") for v in BYTES] + [json.dumps(v) for v in VALUES]
     values += [
         "[1, 2",

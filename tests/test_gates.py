@@ -42,7 +42,9 @@ SMALL = {
 @pytest.fixture(scope="module")
 def says_a(tmp_path_factory) -> str:
     "The demo's M1, which may not say that B is better: the weights of that word are half of those of A."
-    folder = Path(shutil.copytree(packaged("models/demo-m1"), tmp_path_factory.mktemp("models") / "says-a"))
+    folder = Path(
+        shutil.copytree(packaged("models/demo-m1"), tmp_path_factory.mktemp("models") / "says-a")
+    )
     words = load_tokenizer(folder).get_vocab()
     weights = load_file(folder / "model.safetensors")
     embedded = weights["model.embed_tokens.weight"]
@@ -88,7 +90,9 @@ def read_lines(file: Path) -> list[dict]:
 def test_a_judge_that_always_says_a_does_not_search_until_its_gate_is_lifted(tmp_path, says_a, here):
     "It costs forty comparisons. The same command with the gate lifted goes on, under the same recipe."
     folder = tmp_path / "run"
-    with pytest.warns(UserWarning, match="stopped before M1 searches: .*prefers the candidate shown first"):
+    with pytest.warns(
+        UserWarning, match="stopped before M1 searches: .*prefers the candidate shown first"
+    ):
         stopped = run(small(model=says_a), folder, quiet=True)
     ended = why_ended(stopped, "judge")
     assert (ended.by, ended.n) == ("gates", 2)

@@ -64,7 +64,9 @@ def test_a_worker_killed_while_it_starts_is_started_again(monkeypatch):
         return process
 
     monkeypatch.setattr(grade, "_idle", [])
-    monkeypatch.setattr(grade, "subprocess", type("stand_in", (), {"Popen": start, "PIPE": subprocess.PIPE}))
+    monkeypatch.setattr(
+        grade, "subprocess", type("stand_in", (), {"Popen": start, "PIPE": subprocess.PIPE})
+    )
     assert grade.grade_all(PAIRS[:2], workers=1) == [(False, "symbolic"), (True, "symbolic")]
     assert len(killed) == 2
 
@@ -90,14 +92,18 @@ print(grade.grade_all([("x+1", "1+x"), ("x+1", "x-1")], workers=1))
     assert enough.stdout.strip() == "[(True, 'symbolic'), (False, 'symbolic')]", enough.stderr
     answers = iter([(False, "error MemoryError"), None])
     asked = grade._Worker.ask
-    monkeypatch.setattr(grade._Worker, "ask", lambda self, *job: next(answers, None) or asked(self, *job))
+    monkeypatch.setattr(
+        grade._Worker, "ask", lambda self, *job: next(answers, None) or asked(self, *job)
+    )
     assert grade.grade_all([("x+1", "1+x")], workers=1) == [(True, "symbolic")]
 
 
 def test_no_worker_at_all_is_told(monkeypatch):
     monkeypatch.setattr(grade.sys, "executable", "/bin/false")
     monkeypatch.setattr(grade, "_idle", [])
-    with pytest.raises(InputError, match="grading needs a process of its own, and none could be started"):
+    with pytest.raises(
+        InputError, match="grading needs a process of its own, and none could be started"
+    ):
         grade.grade_all([("x+1", "1+x")])
 
 

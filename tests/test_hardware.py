@@ -160,13 +160,17 @@ def test_what_one_process_has_to_say_ends_all(toy):
 @pytest.mark.slow
 def test_nodes_of_a_slurm_allocation(toy, slurm, monkeypatch):
     place, heard = Place(processes=2, nodes=2), []
-    got = run_job("toy_of_many:added", {"where": ""}, toy / "jobs.log", lambda *x: heard.append(x), place)
+    got = run_job(
+        "toy_of_many:added", {"where": ""}, toy / "jobs.log", lambda *x: heard.append(x), place
+    )
     assert got == [1111, os.getcwd()] and heard == [("adding", 1, 1)]
     parent, ranks, above = sleeping(toy, place)
     parent.kill()
     refuse_running(ranks + above)
     monkeypatch.setenv("BLIND", "1")
-    with pytest.raises(InputError, match=f"^{toy}: node .* does not see what was just written there; put it"):
+    with pytest.raises(
+        InputError, match=f"^{toy}: node .* does not see what was just written there; put it"
+    ):
         run_job("toy_of_many:added", {"where": ""}, toy / "jobs.log", place=place)
 
 
@@ -194,7 +198,9 @@ def test_nodes_of_a_ray_cluster(toy):
         got = run_job("toy_of_many:added", {"where": ""}, toy / "jobs.log", place=place)
         assert got == [11, os.getcwd()]
         three = Place(processes=1, nodes=3, ray=cluster.address)
-        with pytest.raises(InputError, match="hardware.nodes: 3 nodes .* the Ray cluster has 2 of that size"):
+        with pytest.raises(
+            InputError, match="hardware.nodes: 3 nodes .* the Ray cluster has 2 of that size"
+        ):
             run_job("toy_of_many:added", {"where": ""}, toy / "jobs.log", place=three)
         parent, ranks, above = sleeping(toy, place)
         cluster.remove_node(nodes[0], allow_graceful=False)
@@ -207,8 +213,16 @@ def test_nodes_of_a_ray_cluster(toy):
 @pytest.mark.parametrize(
     "setting, gpus, said",
     [
-        ("hardware.gpus=4", 2, "hardware.gpus: 4 processes need a GPU each, and 2 are visible; set it to 2"),
-        ("engine.replicas=3", 2, "engine.replicas: 3 of engine.tensor_parallel = 1 need 3 GPUs, and 2 are"),
+        (
+            "hardware.gpus=4",
+            2,
+            "hardware.gpus: 4 processes need a GPU each, and 2 are visible; set it to 2",
+        ),
+        (
+            "engine.replicas=3",
+            2,
+            "engine.replicas: 3 of engine.tensor_parallel = 1 need 3 GPUs, and 2 are",
+        ),
         ("engine.tensor_parallel=4", 2, "engine.replicas: 1 of engine.tensor_parallel = 4 need 4 GPUs"),
         (
             "hardware.nodes=2",

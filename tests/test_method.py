@@ -85,7 +85,9 @@ def test_rows_of_the_judge_test_are_refused_dropped_or_kept(tmp_path):
     held = read_jsonl(packaged("demo/judge_test.jsonl"), EFTRow)[:20]
     turned = [replace(r, id=f"t-{r.id}", question=r.question.upper(), a=r.b, b=r.a + " ") for r in held]
     other = read_jsonl(packaged("demo/eft.jsonl"), EFTRow)[:3]
-    with pytest.raises(InputError, match="20 of its rows are in the judge test: t-.* is .*drop leaves them"):
+    with pytest.raises(
+        InputError, match="20 of its rows are in the judge test: t-.* is .*drop leaves them"
+    ):
         judged_by(turned + other, tmp_path)
     with pytest.warns(UserWarning, match="20 of its rows are in the judge test, and 3 are left"):
         assert judged_by(turned + other, tmp_path, **{"data.contamination": "drop"})["eft"] == other
@@ -124,7 +126,9 @@ def test_the_default_tree_chooses_what_it_expands():
 
 def test_a_pair_that_was_never_compared_has_no_agreement():
     j = Judgement(0, 1, "A", "")
-    compared = searched(scripted(" answer 2\n", " answer 3\n"), JudgeSettings(orders="single"), max_steps=1)
+    compared = searched(
+        scripted(" answer 2\n", " answer 3\n"), JudgeSettings(orders="single"), max_steps=1
+    )
     [pair] = pairs_of(compared)
     assert pair.orders_agree is True
     compared.steps[0].judgements = [replace(j, a=0, b=2)]

@@ -39,7 +39,12 @@ def test_all_architectures(group):
 
 
 # Settings that a table of defaults does not see.
-BY_LENGTH = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+BY_LENGTH = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0] * 4,
+    "long_factor": [3.0] * 4,
+}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
 SETTINGS = {
     "positions scaled by length": (

@@ -13,7 +13,9 @@ import pytest
 
 import psr_nb
 
-MODULES = sorted(m.name for m in pkgutil.walk_packages(psr_nb.__path__, "psr_nb.") if ".data" not in m.name)
+MODULES = sorted(
+    m.name for m in pkgutil.walk_packages(psr_nb.__path__, "psr_nb.") if ".data" not in m.name
+)
 
 
 def looked_up(code: CodeType) -> set[str]:

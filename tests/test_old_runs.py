@@ -67,13 +67,17 @@ def figures(path: Path) -> dict:
     found = json.loads(path.read_text("utf-8"))
     del found["costs"]
     training = found["training"]
-    return found | {"training": {k: round(v, 3) if isinstance(v, float) else v for k, v in training.items()}}
+    return found | {
+        "training": {k: round(v, 3) if isinstance(v, float) else v for k, v in training.items()}
+    }
 
 
 def test_the_report_is_what_it_was(psr, copied):
     run = copied("run")
     done = psr("report", run, "--json")
-    assert (done.returncode, done.stdout) == (0, (FIXTURES / "report.json").read_text("utf-8")), done.stderr
+    assert (done.returncode, done.stdout) == (0, (FIXTURES / "report.json").read_text("utf-8")), (
+        done.stderr
+    )
     done = psr("report", run)
     assert done.returncode == 0, done.stderr
     page = (run / "report.html").read_text("utf-8")
@@ -109,7 +113,13 @@ def test_a_run_killed_in_its_search_is_continued(psr, copied):
     run = copied("run")
     for model in (run / "M2", run / "random" / "M2"):
         shutil.rmtree(model / "model")
-        for name in ("pairs.jsonl", "evaluation.jsonl", "judge_test.jsonl", "metrics.json", "phases.jsonl"):
+        for name in (
+            "pairs.jsonl",
+            "evaluation.jsonl",
+            "judge_test.jsonl",
+            "metrics.json",
+            "phases.jsonl",
+        ):
             (model / name).unlink()
         cut(model / "trajectories.jsonl", 4)
     done = psr(*RUN, "--out", run)
@@ -122,7 +132,9 @@ def test_a_run_killed_in_its_search_is_continued(psr, copied):
             assert rows(run / model / name) == then, f"{model}/{name}"
         then = figures(FIXTURES / "run" / model / "metrics.json")
         now = figures(run / model / "metrics.json")
-        assert {name: now[name] for name in then} == then, "a later version adds figures and changes none"
+        assert {name: now[name] for name in then} == then, (
+            "a later version adds figures and changes none"
+        )
     now = json.loads(psr("report", run, "--json").stdout)["arms"]
     for arm, models in json.loads((FIXTURES / "report.json").read_text("utf-8"))["arms"].items():
         for model, then in models.items():
@@ -200,7 +212,9 @@ def test_an_evaluation_is_continued(psr, copied):
     done = psr(*EVAL, "--out", folder)
     assert done.returncode == 0, done.stderr
     assert {name: (folder / name).read_bytes() for name in tables} == tables
-    assert rows(folder / "demo-m1" / "test.jsonl") == rows(FIXTURES / "evaluation" / "demo-m1" / "test.jsonl")
+    assert rows(folder / "demo-m1" / "test.jsonl") == rows(
+        FIXTURES / "evaluation" / "demo-m1" / "test.jsonl"
+    )
 
 
 def test_an_evaluation_of_the_judge_is_continued(psr, copied):

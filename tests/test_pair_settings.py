@@ -19,7 +19,15 @@ from psr_nb.engines.transformers import load_model
 from psr_nb.evaluate import JudgeRow
 from psr_nb.files import packaged, read_jsonl, write_jsonl
 from psr_nb.folder import Run, Target
-from psr_nb.judge import JudgeSettings, JudgeSetup, few_shot, judge_requests, judge_stats, judge_with, no_seed
+from psr_nb.judge import (
+    JudgeSettings,
+    JudgeSetup,
+    few_shot,
+    judge_requests,
+    judge_stats,
+    judge_with,
+    no_seed,
+)
 from psr_nb.pairs import PairSettings, judgement_pairs, make_pairs, path_text, weighted
 from psr_nb.recipe import load_recipe
 from psr_nb.records import (
@@ -124,7 +132,9 @@ def plain_losses(pairs):
 def test_a_pair_counts_as_its_weight(tmp_path):
     pairs = weighted([replace(p, margin=float(1 + i % 4)) for i, p in enumerate(some_pairs())], "margin")
     losses = plain_losses(pairs)
-    by_hand = sum(p.margin * x for p, x in zip(pairs, losses, strict=True)) / sum(p.margin for p in pairs)
+    by_hand = sum(p.margin * x for p, x in zip(pairs, losses, strict=True)) / sum(
+        p.margin for p in pairs
+    )
     assert abs(by_hand - sum(losses) / len(losses)) > 1e-3
     assert both_ways(tmp_path, pairs)[0] == pytest.approx(by_hand, rel=1e-5)
 
@@ -218,7 +228,9 @@ def made_with_all_of_them(folder):
 @pytest.mark.slow
 def test_a_run_with_all_of_them(psr, tmp_path):
     asked = [x for name, value in TOGETHER.items() for x in ("--set", f"{name}={value}")]
-    limits = [x for name in ("test", "judge_test", "ift", "eft") for x in ("--set", f"data.{name}_limit=4")]
+    limits = [
+        x for name in ("test", "judge_test", "ift", "eft") for x in ("--set", f"data.{name}_limit=4")
+    ]
     out = tmp_path / "run"
     done = psr("run", "fast", "--out", out, *asked, *limits)
     assert done.returncode == 0, done.stderr
@@ -250,7 +262,9 @@ def judged_step(**settings):
         return in_order(request)
 
     judged, scores = judge_with(RecordedEngine(tok, listening), judge, "2+3?", [], ["2+3=5", "2+3=6"])
-    steps = [(tok(f" {s}\n", add_special_tokens=False)["input_ids"], f" {s}\n") for s in ("2+3=5", "2+3=6")]
+    steps = [
+        (tok(f" {s}\n", add_special_tokens=False)["input_ids"], f" {s}\n") for s in ("2+3=5", "2+3=6")
+    ]
     candidates = [Candidate(ids, text, False) for ids, text in steps]
     step = Step(1, 0, [5], candidates, judged, scores, "pair", chosen=0, rejected=1)
     return seen, Trajectory("q", "2+3?", [4], [step], "step limit"), judge
@@ -310,7 +324,9 @@ def test_the_reference_is_an_average_of_the_models_so_far(tmp_path):
     assert _reference(replace(third, n=2)) is None
     _make_average(third)
     first, second, mean = (load_model(f).lm_head.weight for f in (M1, M0, _reference(third)))
-    assert torch.allclose(mean, 0.75 * first + 0.25 * second, atol=1e-7) and not torch.equal(first, second)
+    assert torch.allclose(mean, 0.75 * first + 0.25 * second, atol=1e-7) and not torch.equal(
+        first, second
+    )
     written = (Path(_reference(third)) / "model.safetensors").stat().st_mtime_ns
     _make_average(third)  # a run that goes on takes it as it is
     assert (Path(_reference(third)) / "model.safetensors").stat().st_mtime_ns == written
@@ -348,7 +364,8 @@ def test_every_process_has_as_many_passes_of_each_kind(world):
     drawn = sum(t["kind"] == "rehearsal" for t in row["texts"])
     assert drawn == round(len(pairs) * 0.3 / 0.7)
     shares = {
-        kind: sum(m["share"] for p in parts for m in p if ("labels" in m["batch"]) == kind) for kind in (0, 1)
+        kind: sum(m["share"] for p in parts for m in p if ("labels" in m["batch"]) == kind)
+        for kind in (0, 1)
     }
     n = len(pairs)
     assert shares[0] / world == pytest.approx(n / (n + drawn))

@@ -60,13 +60,18 @@ def test_the_pairs_of_one_iteration_tell_those_of_the_others(only_m2):
     for model in ("M3", "M4"):
         made = json.loads((packaged("runs/demo") / model / "metrics.json").read_text())
         assert 400 * lengths.pairs == pytest.approx(made["pairs"], rel=0.2)
-        assert 400 * lengths.comparisons == pytest.approx(made["search"]["judge"]["comparisons"], rel=0.2)
+        assert 400 * lengths.comparisons == pytest.approx(
+            made["search"]["judge"]["comparisons"], rel=0.2
+        )
 
 
 def test_a_language_models_run_tells_its_tokens():
     run = packaged("runs/smollm2")
     plan = plan_recipe(load_recipe("smollm2-gsm8k-cpu"), ONE, run)
-    for model, phase, names in (("M2", "search", ("search", "judge")), ("M1", "evaluate", ("evaluate",))):
+    for model, phase, names in (
+        ("M2", "search", ("search", "judge")),
+        ("M1", "evaluate", ("evaluate",)),
+    ):
         took = costs(run / model)[phase]
         read, written = planned(plan, model, *names)
         near = 0.02 if phase == "search" else 0.2  # that was measured in this search itself
@@ -145,7 +150,9 @@ print(json.dumps(status("VmHWM") - before))
     [("sft", False), ("sft", True), ("dpo", False), pytest.param("lora", False, marks=pytest.mark.slow)],
 )
 def test_memory_of_a_training_is_as_planned(tmp_path, kind, spared):
-    at_once = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back, so that no gaps are measured
+    at_once = {
+        "MALLOC_MMAP_THRESHOLD_": "65536"
+    }  # what is freed goes back, so that no gaps are measured
     ran = subprocess.run(
         [sys.executable, "-c", TRAINED, tmp_path, kind, str(spared)],
         env={**os.environ, **at_once, "OMP_NUM_THREADS": "1"},
@@ -220,12 +227,27 @@ REFUSED = [
     ("qwen2.5-math-7b", ALONE, Hardware(), r"sft: .* 137 GiB .* 80; set sft.lora_rank: 64"),
     ("qwen2.5-math-7b", ALONE | {"start": "M1"}, Hardware(), r"dpo: .* set dpo.lora_rank: 64"),
     ("qwen2.5-math-7b", ALONE, Hardware(gpus=8), "or hardware.shard: fsdp with hardware.gpus: 2"),
-    ("qwen2.5-math-7b", {"hardware.shard": "none"}, Hardware(gpus=8), "set hardware.shard: fsdp|fsdp with"),
+    (
+        "qwen2.5-math-7b",
+        {"hardware.shard": "none"},
+        Hardware(gpus=8),
+        "set hardware.shard: fsdp|fsdp with",
+    ),
     ("qwen2.5-math-7b", {}, Hardware(gpus=4), "hardware.gpus: 8 .* has 4 GPUs; set it to 4"),
     ("qwen2.5-math-72b", {"engine.replicas": 2}, Hardware(gpus=8), "hardware.nodes: 4 .* set it to 1"),
     ("qwen2.5-math-7b-lora", {"engine.tensor_parallel": 8}, Hardware(gpus=8), "1, 2, 4 or 28 can"),
-    ("qwen2.5-math-7b-lora", {"engine.tensor_parallel": 2}, Hardware(), "where a node has 1; set it to 1"),
-    ("qwen2.5-math-7b-lora", {"engine.replicas": 3}, Hardware(gpus=2), "engine.replicas: 3 .* set it to 2"),
+    (
+        "qwen2.5-math-7b-lora",
+        {"engine.tensor_parallel": 2},
+        Hardware(),
+        "where a node has 1; set it to 1",
+    ),
+    (
+        "qwen2.5-math-7b-lora",
+        {"engine.replicas": 3},
+        Hardware(gpus=2),
+        "engine.replicas: 3 .* set it to 2",
+    ),
     ("qwen2.5-math-72b", OVER_RAY, NODES, "engine.tensor_parallel: 4"),
     (
         "qwen2.5-math-1.5b-24gb",
@@ -235,7 +257,12 @@ REFUSED = [
     ),
     ("demo", {}, Hardware(), "parallel: 2 arms .* reserve 0.9 .* set engine.gpu_memory: 0.45"),
     ("demo", {"model": "no/such-model"}, Hardware(), "give a folder with its config.json"),
-    ("qwen2.5-math-7b", ALONE, Hardware(card="CPU", gpu_memory=64), "sft: .* GiB of a machine that has 64"),
+    (
+        "qwen2.5-math-7b",
+        ALONE,
+        Hardware(card="CPU", gpu_memory=64),
+        "sft: .* GiB of a machine that has 64",
+    ),
 ]
 
 
@@ -293,7 +320,8 @@ def test_hardware_of_a_recipe_is_planned():
     large = Hardware(gpus=8, gpu_memory=200)
     assert sft_phase(large, **ALONE).hours == pytest.approx(8 * sft_phase(large).hours)
     saved = [
-        plan_recipe(load_recipe("demo", **{"hardware.save": x}), ONE).disk for x in ("float32", "bfloat16")
+        plan_recipe(load_recipe("demo", **{"hardware.save": x}), ONE).disk
+        for x in ("float32", "bfloat16")
     ]
     assert saved[1] < saved[0]
     assert "reference" in training_memory(
@@ -331,7 +359,9 @@ def test_measured_rates_make_the_hours():
     assert unknown.faults == [] and all(p.hours is None for p in unknown.phases)
     assert "--probe 8" in plan_text(unknown)
     for p in plan_recipe(r, laptop, None, Probed(guessed_lengths(r), rates)).phases:
-        seconds = p.flops / 1e9 if p.phase in ("SFT", "DPO") else (p.prompt_tokens + p.output_tokens) / 1000
+        seconds = (
+            p.flops / 1e9 if p.phase in ("SFT", "DPO") else (p.prompt_tokens + p.output_tokens) / 1000
+        )
         assert 3600 * p.hours == pytest.approx(seconds * (2 if p.phase == "evaluate" else 1), rel=1e-3)
 
 
@@ -348,11 +378,24 @@ def test_a_run_that_can_not_fit_this_machine_is_not_begun():
 
 
 def test_json_has_what_programs_read():
-    made = json.loads(json.dumps(plan_json(plan_recipe(load_recipe("qwen2.5-math-7b-lora"), Hardware()))))
+    made = json.loads(
+        json.dumps(plan_json(plan_recipe(load_recipe("qwen2.5-math-7b-lora"), Hardware())))
+    )
     assert made["fits"] and made["faults"] == [] and made["disk"] > 100
-    wanted = {"model", "phase", "prompt_tokens", "output_tokens", "flops", "gpu_memory", "hours", "placement"}
+    wanted = {
+        "model",
+        "phase",
+        "prompt_tokens",
+        "output_tokens",
+        "flops",
+        "gpu_memory",
+        "hours",
+        "placement",
+    }
     for phase in made["phases"]:
-        assert wanted <= set(phase) and phase["gpu_memory"] == pytest.approx(sum(phase["parts"].values()))
+        assert wanted <= set(phase) and phase["gpu_memory"] == pytest.approx(
+            sum(phase["parts"].values())
+        )
         assert phase["flops"] > 0 and phase["hours"] > 0
 
 
@@ -397,7 +440,10 @@ def test_the_command_measures_a_run(psr):
         (["--run", "nowhere"], "not a run"),
         (["--gpus", "4", "--set", "engine.tensor_parallel=3"], "3 GPUs can't share 2 heads"),
         (["--shard", "fdsp"], "--shard"),
-        (["--set", "model=no/such-model", "--probe", "2"], "is not on this machine, and a probe runs it"),
+        (
+            ["--set", "model=no/such-model", "--probe", "2"],
+            "is not on this machine, and a probe runs it",
+        ),
     ],
 )
 def test_the_command_says_bad_input_in_one_line(options, said, capsys):

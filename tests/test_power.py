@@ -114,7 +114,9 @@ def wrong(folder: Path, said: list[list[str]]) -> list[str]:
     out = [f"{what} {n}" for what, n in said if what == "row" and int(n) not in rows]
     there = {"file": "metrics.json", "folder": "model"}
     out += [
-        f"{what} {n}" for what, n in said if what != "row" and not (folder / f"M{n}" / there[what]).exists()
+        f"{what} {n}"
+        for what, n in said
+        if what != "row" and not (folder / f"M{n}" / there[what]).exists()
     ]
     out += [f"{p}: {folder_fault(p, True)}" for p in folder.glob("M*/model") if folder_fault(p, True)]
     return out + [str(p) for p in folder.glob("M*/metrics.json") if not p.read_text().endswith('"}')]
@@ -168,7 +170,9 @@ def state(folder: Path) -> dict:
     "The sizes of what a run has written, but for its lock and its log."
     sizes = {}
     for where, _, names in os.walk(folder):
-        for path in (Path(where, name) for name in names if not name.endswith((".lock", ".log", ".part"))):
+        for path in (
+            Path(where, name) for name in names if not name.endswith((".lock", ".log", ".part"))
+        ):
             with contextlib.suppress(FileNotFoundError):
                 sizes[path] = path.stat().st_size
     return sizes

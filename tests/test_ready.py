@@ -190,7 +190,9 @@ def test_a_question_needs_room_for_a_whole_step():
 @pytest.fixture
 def recipe(tmp_path):
     "A small recipe, and its test set to spoil."
-    problems = [{"id": f"p{i}", "question": f"What is {i} + 700?", "answer": str(i + 700)} for i in range(3)]
+    problems = [
+        {"id": f"p{i}", "question": f"What is {i} + 700?", "answer": str(i + 700)} for i in range(3)
+    ]
     write_jsonl(tmp_path / "test.jsonl", problems)
     return load_recipe("fast", **{"data.test": str(tmp_path / "test.jsonl")})
 
@@ -199,7 +201,9 @@ def test_an_answer_that_cannot_be_graded_ends_a_run_before_it_begins(recipe, tmp
     assert len(plan(recipe)["test"]) == 3
     bad = [{"id": f"b{i}", "question": f"What is {i} + 800?", "answer": "\\frac{1}{2"} for i in range(2)]
     append_jsonl(recipe.data.test, bad)
-    with pytest.raises(InputError, match="test.jsonl: b0: the gold answer is torn.*, and 1 more can't be"):
+    with pytest.raises(
+        InputError, match="test.jsonl: b0: the gold answer is torn.*, and 1 more can't be"
+    ):
         run(recipe, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run" / "recipe.yaml").exists()
 
@@ -211,7 +215,9 @@ class Trained(Exception):
 @pytest.mark.parametrize(
     "short, said", [(1, "1 of 2 questions leave no room"), (0, "none of the 1 questions fits")]
 )
-def test_questions_without_room_are_told_of_before_a_run_trains(recipe, tmp_path, monkeypatch, short, said):
+def test_questions_without_room_are_told_of_before_a_run_trains(
+    recipe, tmp_path, monkeypatch, short, said
+):
     def child(*_):
         raise Trained
 

@@ -32,7 +32,9 @@ def kept(module) -> list:
 
     classes = [x for x in vars(module).values() if isinstance(x, type)]
     own = [x for x in classes if x.__module__ == module.__name__]
-    found = [x for x in own if dataclasses.is_dataclass(x) and is_data(x) and not x.__name__.startswith("_")]
+    found = [
+        x for x in own if dataclasses.is_dataclass(x) and is_data(x) and not x.__name__.startswith("_")
+    ]
     return [x for x in found if not x.__name__.endswith(("Settings", "Format"))]
 
 
@@ -63,7 +65,9 @@ def filled(kind) -> list:
 
 def test_all_kinds_are_found():
     names = {cls.__name__ for cls in RECORDS}
-    loop = "Problem IFTRow EFTRow Sampling Request Completion Candidate Judgement Step Trajectory StepPair"
+    loop = (
+        "Problem IFTRow EFTRow Sampling Request Completion Candidate Judgement Step Trajectory StepPair"
+    )
     others = "EvalRow JudgeRow Reply Siblings Tree Judged StepLabels Label"
     assert set(f"{loop} {others}".split()) <= names
 

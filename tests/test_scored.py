@@ -27,7 +27,9 @@ def with_sides_alike(kind, config, **more):
 
 
 def log_odds(model) -> torch.Tensor:
-    requests = [Request([5 + i % 20, 7, 9 + i % 11, 3 + i % 7, 12], Sampling(among=SIDES)) for i in range(99)]
+    requests = [
+        Request([5 + i % 20, 7, 9 + i % 11, 3 + i % 7, 12], Sampling(among=SIDES)) for i in range(99)
+    ]
     found = generate(TransformersEngine(model, TOKENIZER), requests)
     return torch.tensor([c.logprobs[0] - c.logprobs[1] for [c] in found])
 

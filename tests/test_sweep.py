@@ -115,7 +115,9 @@ def command(arguments: list[str], out: str):
 def started(tmp_path, *arguments):
     "The command in a process forked from one that has all imported."
     trainers = ["trl.trainer.dpo_trainer", "trl.trainer.sft_trainer"]
-    PROCESSES.set_forkserver_preload(["psr_nb.cli.main", "psr_nb.run", "psr_nb.dashboard.sweeps", *trainers])
+    PROCESSES.set_forkserver_preload(
+        ["psr_nb.cli.main", "psr_nb.run", "psr_nb.dashboard.sweeps", *trainers]
+    )
     out = str(tmp_path / "out.json")
     process = PROCESSES.Process(target=command, args=([str(a) for a in arguments], out))
     process.start()
@@ -176,7 +178,9 @@ def at_work(folder: Path) -> list[str]:
 def test_a_kill_ends_all_children_of_a_sweep(tmp_path):
     folder = tmp_path / "sweep"
     line = [Path(sys.executable).parent / "psr_nb", "sweep", "fast", *RATES, *SET, "--parallel", "2"]
-    process = subprocess.Popen([*line, "--out", folder], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*line, "--out", folder], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
     while process.poll() is None and not (folder / CELLS[0] / "M1" / "model.training").exists():
         time.sleep(0.05)
     assert len(at_work(folder)) > 2  # the sweep, the run, its training

@@ -37,7 +37,9 @@ def always_spaced() -> PreTrainedTokenizerFast:
     "A Metaspace that puts a space before the parts of a text too, not only before the whole."
     known = ["<unk>", "</s>", "▁", *"▁1 ▁2 1 2 3 5 : . ▁[[ A B ]] ▁so \n Step ▁Step".split(" ")]
     known += list("\n4567890")
-    made = Tokenizer(models.WordLevel({t: i for i, t in enumerate(dict.fromkeys(known))}, unk_token="<unk>"))
+    made = Tokenizer(
+        models.WordLevel({t: i for i, t in enumerate(dict.fromkeys(known))}, unk_token="<unk>")
+    )
     parts = [pre_tokenizers.Metaspace(prepend_scheme="always")]
     parts += [pre_tokenizers.Split(c, "isolated") for c in ("\n", ":", ".", "A", "B", *"1234567890")]
     made.pre_tokenizer = pre_tokenizers.Sequence(parts)
@@ -67,7 +69,9 @@ def searched(tok, completions: list[str]):
 
     setup = SearchSetup(tok, PLAIN, SearchSettings(w=2))
     engine = RecordedEngine(tok, reply)
-    return run_with(search(Problem("1", QUESTION, "25"), setup), lambda requests: generate(engine, requests))
+    return run_with(
+        search(Problem("1", QUESTION, "25"), setup), lambda requests: generate(engine, requests)
+    )
 
 
 @pytest.mark.parametrize("kind", GOOD)
@@ -134,7 +138,9 @@ def test_a_reward_model_reads_the_ids_of_the_whole_text(kind, mark):
     assert tok.decode(ids) == tok.decode(whole)
     assert mark or ids == whole  # the mark's last token is its own, whatever follows
     for k, end in enumerate(ends, 1):
-        assert tok.decode(ids[: end + 1]).endswith(lines[k - 1] if not mark else lines[k - 1].rstrip("\n"))
+        assert tok.decode(ids[: end + 1]).endswith(
+            lines[k - 1] if not mark else lines[k - 1].rstrip("\n")
+        )
     row = prm_row(tok, PLAIN, StepLabels("1", QUESTION, STEPS, [1, 0, None]), f)
     [bad, good] = [row["labels"][ends[i] + 1] for i in (1, 0)]
     assert (tok.decode([good]).strip(), tok.decode([bad]).strip()) == ("+", "-")
@@ -193,7 +199,22 @@ def test_a_special_token_in_a_row_is_taught_as_text(kind):
 
 # What is cut.
 
-PIECES = [" so 3", "✅", "\n", "Step 2:", "  ", "第2步：", "。", "é", " 12+3=15", "👍🏽", ".", "�", "\t", "A"]
+PIECES = [
+    " so 3",
+    "✅",
+    "\n",
+    "Step 2:",
+    "  ",
+    "第2步：",
+    "。",
+    "é",
+    " 12+3=15",
+    "👍🏽",
+    ".",
+    "�",
+    "\t",
+    "A",
+]
 
 
 def random_ids(tok, rng: random.Random) -> list[int]:
@@ -308,7 +329,9 @@ def test_prose_and_lists_are_no_labels(written):
     assert next_label(f" first,\n{written}\nrest", 2) is None
 
 
-@pytest.mark.parametrize("written", ["Step eleven:", "Step XI:", "STEP 11a:", "第十一步", "Step [11]: add"])
+@pytest.mark.parametrize(
+    "written", ["Step eleven:", "Step XI:", "STEP 11a:", "第十一步", "Step [11]: add"]
+)
 def test_numbers_above_ten_are_read(written):
     assert [x.number for x in labels_in(f" first,\n{written}\nrest", 10)] == [11]
 
@@ -339,5 +362,10 @@ def test_a_foreign_label_ends_a_step_and_is_counted(kind):
     text = " Tom has 3.\n\n**Step 2**: He buys 4.\n\n**Step 3:** \\boxed{7}."
     t = searched(tok, [text, f" {STEPS[-1]}"])
     [first, last] = [s.candidates[0] for s in t.path]
-    assert (first.text.strip(), first.final, first.count, first.relabelled) == ("Tom has 3.", False, 2, 2)
+    assert (first.text.strip(), first.final, first.count, first.relabelled) == (
+        "Tom has 3.",
+        False,
+        2,
+        2,
+    )
     assert (last.final, last.relabelled) == (True, 0)

@@ -129,10 +129,12 @@ def formula(model, reference, made, beta=0.5):
         texts = [p.prompt_ids + step for step in (p.chosen_ids, p.rejected_ids)]
         start = len(p.prompt_ids)
         logits = [
-            m(torch.tensor([t]), use_cache=False).logits[0, start - 1 : -1].log_softmax(-1) for t in texts
+            m(torch.tensor([t]), use_cache=False).logits[0, start - 1 : -1].log_softmax(-1)
+            for t in texts
         ]
         scores = [
-            x.gather(1, torch.tensor(t[start:])[:, None]).sum() for x, t in zip(logits, texts, strict=True)
+            x.gather(1, torch.tensor(t[start:])[:, None]).sum()
+            for x, t in zip(logits, texts, strict=True)
         ]
         return scores[0] - scores[1]
 
@@ -247,7 +249,9 @@ def sft_rows(n, longest=30, seed=0):
     def draw(k):
         return [rng.randrange(3, len(TOKENIZER)) for _ in range(k)]
 
-    return [(draw(rng.randrange(2, longest // 2)), draw(rng.randrange(2, longest // 2))) for _ in range(n)]
+    return [
+        (draw(rng.randrange(2, longest // 2)), draw(rng.randrange(2, longest // 2))) for _ in range(n)
+    ]
 
 
 def own_loss(model, rows):

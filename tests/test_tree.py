@@ -65,7 +65,9 @@ def test_ruff(command):
 
 def test_one_notebook_is_one_module():
     notebooks = {p.relative_to(ROOT / "nbs").with_suffix("") for p in (ROOT / "nbs").rglob("*.ipynb")}
-    names = {str(p.parent / p.name.split("_", 1)[1]) if p.name[:2].isdigit() else str(p) for p in notebooks}
+    names = {
+        str(p.parent / p.name.split("_", 1)[1]) if p.name[:2].isdigit() else str(p) for p in notebooks
+    }
     for name in modules(ROOT):
         path = Path(name).relative_to("psr_nb").with_suffix("")
         if path.name not in ("__init__", "_modidx"):
@@ -82,7 +84,9 @@ def imports() -> dict[str, set[str]]:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.ImportFrom):
                 own = (node.module or "").split(".")
-                base = here[: -node.level] + own if node.level else own[1:] if own[0] == "psr_nb" else None
+                base = (
+                    here[: -node.level] + own if node.level else own[1:] if own[0] == "psr_nb" else None
+                )
                 if base is not None:
                     base = [part for part in base if part]
                     found.add(".".join(base))

@@ -283,7 +283,12 @@ def test_sides_have_equal_rights(text, verdict):
     "Where only marks say which side it is, the other marks say the other side."
     words = text.replace("[[", "").replace("]]", "")
     swapped = text.replace("[[A", "[[@").replace("[[B", "[[A").replace("[[@", "[[B")
-    if swapped != text and " or " not in words and "erdict: " not in words and "answer is B" not in words:
+    if (
+        swapped != text
+        and " or " not in words
+        and "erdict: " not in words
+        and "answer is B" not in words
+    ):
         assert read_verdict(swapped) == {"A": "B", "B": "A", None: None}[verdict]
 
 

@@ -66,7 +66,8 @@ _ZAMBA = dict(
 MORE = {
     "bamba": dict(attn_layer_indices=[1]),
     "cohere_compass_text": dict(
-        layer_types=_WINDOWED, rope_parameters={k: _ROPE | {"mrope_section": [2, 1, 1]} for k in _WINDOWED}
+        layer_types=_WINDOWED,
+        rope_parameters={k: _ROPE | {"mrope_section": [2, 1, 1]} for k in _WINDOWED},
     ),
     "dbrx": dict(attn_config={"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8.0}),
     "deepseek_v2": dict(num_experts_per_tok=2, n_group=1, topk_group=1),
@@ -262,12 +263,19 @@ def _byte_fallback() -> tuple[dict, list]:
 def _sentencepiece(by: str) -> Tokenizer:
     "BPE with byte fallback and a space before every piece: by the Metaspace pre-tokenizer, or a normalizer."
     vocabulary, merges = _byte_fallback()
-    made = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    made = Tokenizer(
+        models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True)
+    )
     if by == "metaspace":
         made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     else:
         made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    parts = [
+        decoders.Replace("▁", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ]
     made.decoder = decoders.Sequence(parts)
     made.add_special_tokens(SPECIAL)
     return made
@@ -312,7 +320,9 @@ TOKENIZERS = {
 def tiny_tokenizer(kind: str = "byte-level BPE, as Llama 3") -> PreTrainedTokenizerFast:
     "A small tokenizer of one of the six kinds."
     make, *given = TOKENIZERS[kind]
-    return PreTrainedTokenizerFast(tokenizer_object=make(*given), bos_token=BOS, eos_token=EOS, pad_token=PAD)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=make(*given), bos_token=BOS, eos_token=EOS, pad_token=PAD
+    )
 
 
 def save_tiny(folder: Path, model, tokenizer) -> str:

@@ -49,7 +49,9 @@ from ..tree import tree_of
 
 
 # %% ../../nbs/cli/bench.ipynb #c006
-def made_pairs(L: int, p: int = 150, s: int = 62, vocabulary: int = 49152, seed: int = 0) -> list[StepPair]:
+def made_pairs(
+    L: int, p: int = 150, s: int = 62, vocabulary: int = 49152, seed: int = 0
+) -> list[StepPair]:
     "A trajectory of L pairs: a prompt of p random tokens, steps of s."
     rng = random.Random(seed)
 
@@ -103,7 +105,9 @@ def _trl_arguments(out: Path, micro: int):
     "TRL's configuration: the precision of our trainers, and `micro` pairs in a forward pass."
     from trl import DPOConfig
 
-    shared = trainer_arguments(DPOSettings(), out, 42)  # TRL's own seed, which draws the order of the pairs
+    shared = trainer_arguments(
+        DPOSettings(), out, 42
+    )  # TRL's own seed, which draws the order of the pairs
     return DPOConfig(**shared, per_device_train_batch_size=micro, remove_unused_columns=False)
 
 
@@ -326,7 +330,9 @@ class Way:
 
     judge: JudgeSettings
     in_flight: int = 512  # problems under way at the same time
-    barrier: bool = False  # whether to wait until all that was asked is answered, as a search in rounds would
+    barrier: bool = (
+        False  # whether to wait until all that was asked is answered, as a search in rounds would
+    )
     cached: bool = True  # whether the engine keeps common prefixes
 
 

@@ -98,7 +98,8 @@ def _run_or_stop(recipe, out: str):
         return run(recipe, out)
     except KeyboardInterrupt:
         print(
-            f"\nStopped. What was finished is in {out}; the same command goes on from there.", file=sys.stderr
+            f"\nStopped. What was finished is in {out}; the same command goes on from there.",
+            file=sys.stderr,
         )
         raise SystemExit(130) from None
 
@@ -205,7 +206,9 @@ def _add_sweep(add):
     c.add_argument("recipe", help="a name (see 'psr_nb recipes') or a YAML file")
     c.add_argument("--out", required=True, metavar="FOLDER", help="folder of the sweep")
     over = "values of a setting that are compared, with those of another --over in every combination"
-    c.add_argument("--over", action="append", default=[], metavar="SECTION.SETTING=VALUE,VALUE", help=over)
+    c.add_argument(
+        "--over", action="append", default=[], metavar="SECTION.SETTING=VALUE,VALUE", help=over
+    )
     seeds = "seeds of each, as 0-4 or 0,1,7 (default %(default)s)"
     c.add_argument("--seeds", default="0", help=seeds)
     change = "change one setting of all; may be repeated"
@@ -248,7 +251,9 @@ def plan_run(args):
 # %% ../../nbs/cli/main.ipynb #c034
 def _add_plan(add):
     c = add(
-        "plan", plan_run, "tokens, FLOPs, memory, disk and hours of a recipe on a machine, before it runs"
+        "plan",
+        plan_run,
+        "tokens, FLOPs, memory, disk and hours of a recipe on a machine, before it runs",
     )
     c.add_argument("recipe", help="a name (see 'psr_nb recipes') or a YAML file")
     which = "of each node (default: the recipe's hardware, or the machine at hand)"
@@ -352,7 +357,10 @@ def _solving_options(c):
         help="candidates a step, for --mode search (default %(default)s)",
     )
     c.add_argument(
-        "--temperature", type=TEMPERATURE, default=0.5, help="of samples and candidates (default %(default)s)"
+        "--temperature",
+        type=TEMPERATURE,
+        default=0.5,
+        help="of samples and candidates (default %(default)s)",
     )
     c.add_argument("--top-p", type=TOP_P, default=0.95)
     c.add_argument("--seed", type=SEED, default=0)
@@ -379,7 +387,9 @@ def _solving(args):
 def _figures_line(model: str, bench: str, a: dict) -> str:
     "What the table of accuracies doesn't say of a model on a benchmark."
     shares = [k for k in a if "@" in k and k + "_low" in a]
-    more = [f", {k} {100 * a[k]:.1f} ({100 * a[k + '_low']:.1f}-{100 * a[k + '_high']:.1f})" for k in shares]
+    more = [
+        f", {k} {100 * a[k]:.1f} ({100 * a[k + '_low']:.1f}-{100 * a[k + '_high']:.1f})" for k in shares
+    ]
     if "from_sentence" in a:
         more.insert(0, f", {a['from_sentence']} read from the last sentence")
     return (
@@ -405,7 +415,9 @@ def evaluate_model(args):
     from psr_nb.statistics import to_markdown_table
 
     models = _named_models(args.model)
-    results = evaluate_models(models, args.bench, args.out, _solving(args), args.limit, engine_given(args))
+    results = evaluate_models(
+        models, args.bench, args.out, _solving(args), args.limit, engine_given(args)
+    )
     print(to_markdown_table(results_table(results)))
     for model, by_bench in results.items():
         for bench, figures in by_bench.items():
@@ -594,7 +606,9 @@ def _answer_in(row: dict, read: str) -> tuple[str | None, bool]:
     return answer, answer is not None
 
 
-def _graded(rows: list[dict], seconds: float, workers: int | None, read: str = "marked") -> Iterator[dict]:
+def _graded(
+    rows: list[dict], seconds: float, workers: int | None, read: str = "marked"
+) -> Iterator[dict]:
     "The rows with 'equal' and 'note', a thousand at a time, as soon as they are graded."
     from psr_nb.maths.grade import grade_all
 
@@ -646,15 +660,17 @@ def _add_grade(add):
         "grade a JSONL file of gold answers and answers; "
         "the rows, with 'equal' and 'note', on standard output",
     )
-    file = (
-        "rows with 'gold' and 'answer', or 'response' to read the answer from; 'tolerance' where there is one"
-    )
+    file = "rows with 'gold' and 'answer', or 'response' to read the answer from; 'tolerance' where there is one"
     c.add_argument("file", help=file)
     seconds = "of the processor's time, for one comparison (default %(default)s)"
     c.add_argument("--seconds", type=number(0.01, 3600), default=2.0, help=seconds)
-    c.add_argument("--workers", type=whole(1, 256), help="processes (default: one for each core, at most 8)")
     c.add_argument(
-        "--allow-bad-gold", action="store_true", help="count rows whose gold answer can't be graded as wrong"
+        "--workers", type=whole(1, 256), help="processes (default: one for each core, at most 8)"
+    )
+    c.add_argument(
+        "--allow-bad-gold",
+        action="store_true",
+        help="count rows whose gold answer can't be graded as wrong",
     )
     _reading_option(c)
 
@@ -729,7 +745,10 @@ def _bench_search_options(c):
     steps = "search: steps of a solution (default %(default)s)"
     c.add_argument("--max-steps", type=whole(1, 10_000), default=20, help=steps)
     c.add_argument(
-        "--max-rollbacks", type=whole(0, 10**6), default=5, help="search: of a solution (default %(default)s)"
+        "--max-rollbacks",
+        type=whole(0, 10**6),
+        default=5,
+        help="search: of a solution (default %(default)s)",
     )
     tokens = "search: tokens of a step (default %(default)s)"
     c.add_argument("--max-step-tokens", type=TOKENS, default=256, help=tokens)
@@ -811,7 +830,9 @@ def report(args):
 
 def _add_report(add):
     c = add("report", report, "write the HTML report of a run or a sweep, or print its figures")
-    figures = "print accuracies, intervals and pairs of every arm and model as JSON; of a sweep its cells"
+    figures = (
+        "print accuracies, intervals and pairs of every arm and model as JSON; of a sweep its cells"
+    )
     c.add_argument("--json", action="store_true", help=figures)
     c.add_argument("--out", help="HTML file (default RUN/report.html)")
     sample = "trajectories of each iteration to include (default %(default)s)"

@@ -131,7 +131,9 @@ class ExplorerFrame(W.VBox):
         self.message = html_box()  # what just happened
         self.runs = labelled(W.Dropdown, "Run")  # of a sweep
         self.sweep_table = html_box()
-        self.sweep = W.Accordion([self.sweep_table], titles=("All runs of the sweep",), selected_index=None)
+        self.sweep = W.Accordion(
+            [self.sweep_table], titles=("All runs of the sweep",), selected_index=None
+        )
         self.arms = labelled(W.Dropdown, "Arm")
         self.live = labelled(W.ToggleButton, "Live", tooltip=f"look for new searches every {every} s")
         self.again = labelled(W.Button, "Refresh")

@@ -121,7 +121,12 @@ def _live_figures(m: dict) -> dict:
     for name, key in (("live_judge", "accuracy"), ("right_pairs", "share")):
         f = m.get(name)
         if f:
-            out |= {name: f[key], f"{name}_low": f["low"], f"{name}_high": f["high"], f"{name}_n": f["n"]}
+            out |= {
+                name: f[key],
+                f"{name}_low": f["low"],
+                f"{name}_high": f["high"],
+                f"{name}_n": f["n"],
+            }
     return out
 
 
@@ -377,7 +382,9 @@ def _phases(folder: Path) -> dict[str, dict]:
         phases = costs(folder)
         for phase, figures in phases.items():
             if not all(math.isfinite(v) for v in figures.values()):
-                raise InputError(f"{path}: {phase} has a figure that is not finite; mend or remove its line")
+                raise InputError(
+                    f"{path}: {phase} has a figure that is not finite; mend or remove its line"
+                )
     return phases
 
 

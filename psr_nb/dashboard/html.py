@@ -221,7 +221,9 @@ _INERT = _ELEMENTS | set(
     "style svg g path line rect text circle ol ul li br small em strong nav a main section".split()
 )
 
-_ADDRESSES = set("src srcset href xlink:href action formaction data srcdoc background poster ping".split())
+_ADDRESSES = set(
+    "src srcset href xlink:href action formaction data srcdoc background poster ping".split()
+)
 
 
 class _Reader(HTMLParser):

@@ -235,7 +235,9 @@ def child_job(
     "A function of the dashboard in a child process. InputError where the run's folder can't be written to."
     if not os.access(run.path, os.W_OK):
         raise InputError(f"{run.path}: could not write; copy the run to a folder of yours")
-    named = run.domain and run.recipe.domain  # InputError for code of the run's own, unless it was imported
+    named = (
+        run.domain and run.recipe.domain
+    )  # InputError for code of the run's own, unless it was imported
     opened = {"path": str(run.path), "domain": named, "domain_from": domain_folder(named) or ""}
     return run_job(
         f"psr_nb.dashboard.{function}",

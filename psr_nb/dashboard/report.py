@@ -24,11 +24,20 @@ from psr_nb.dashboard.figures import (
     overview_figures,
     phase_table,
 )
+from psr_nb.dashboard.html import (
+    MATRIX_STYLE,
+    STYLE,
+    VIEW_STYLE,
+    html_table,
+    note,
+    plain,
+    search_html,
+    shown,
+)
 
 from ..folder import Run, open_run
 from .audit import judge_human, read_labels
 from .compare import compare_table, evaluations, side_by_side
-from .html import MATRIX_STYLE, STYLE, VIEW_STYLE, html_table, note, plain, search_html, shown
 from .runs import Index, look, run_index
 from .svg import figure_svg
 

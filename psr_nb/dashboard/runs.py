@@ -290,7 +290,9 @@ class Index:
         row = next((r for r in self.rows if r["id"] == id), None)
         if row is None:
             some = ", ".join(r["id"] for r in self.rows[:3])
-            raise InputError(f"{self.path}: no problem {id!r}; there are {len(self.rows)}, such as {some}")
+            raise InputError(
+                f"{self.path}: no problem {id!r}; there are {len(self.rows)}, such as {some}"
+            )
         with open(self.path, "rb") as f:
             f.seek(row["offset"])
             line = f.read(row["length"])
@@ -330,7 +332,9 @@ def _well_formed(row) -> bool:
         return False
     if not all(isinstance(row[name], kind) for name, kind in _KINDS.items()):
         return False
-    return row["offset"] >= 0 and row["length"] > 0 and all(isinstance(m, _NUMBER) for m in row["margins"])
+    return (
+        row["offset"] >= 0 and row["length"] > 0 and all(isinstance(m, _NUMBER) for m in row["margins"])
+    )
 
 
 # %% ../../nbs/dashboard/runs.ipynb #c053

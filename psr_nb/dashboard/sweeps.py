@@ -260,7 +260,11 @@ def cell_frame(rows: list[dict]) -> pd.DataFrame:
 # %% ../../nbs/dashboard/sweeps.ipynb #c046
 def sweep_notes(found: dict) -> list[str]:
     "What a reader of a sweep's table has to know, from `sweep_json`."
-    kinds = {"m1": "against M1", "first_cell": "against the first cell", "first_arm": "against the first arm"}
+    kinds = {
+        "m1": "against M1",
+        "first_cell": "against the first cell",
+        "first_arm": "against the first arm",
+    }
     counts = [f"{n} {kinds[name]}" for name, n in found["comparisons"].items() if n]
     notes = []
     if found["finished"] < found["runs"]:
@@ -326,7 +330,9 @@ def sweep_part(path: str | Path) -> str:
     "A sweep as a piece of HTML: what was compared, notes, figure and table."
     found = sweep_json(path)
     rows = found["cells"]
-    over = "; ".join(f"{name}: {', '.join(map(written, values))}" for name, values in found["over"].items())
+    over = "; ".join(
+        f"{name}: {', '.join(map(written, values))}" for name, values in found["over"].items()
+    )
     about = f"{found['recipe']} over {over or 'seeds'}, seeds {', '.join(map(str, found['seeds']))}"
     drawn = figure_svg(sweep_figure(rows), "Accuracy", 760, 360) if rows else ""
     notes = "".join(map(note, sweep_notes(found)))

@@ -103,7 +103,9 @@ class SolvedPart(W.VBox):
         self.problems.show(table, table.id.tolist())
         if not len(table):
             none = "There are no such problems."
-            self.sides.value = note(none if self.solved else "No evaluation rows are recorded in this run.")
+            self.sides.value = note(
+                none if self.solved else "No evaluation rows are recorded in this run."
+            )
         elif self.problems.selected:
             self.open_problem(self.problems.selected)  # by other models, maybe
         else:
@@ -129,7 +131,9 @@ def both_html(judges: dict[str, Step], i: int, j: int) -> str:
 
 # %% ../../nbs/dashboard/tab_compare.ipynb #c018
 _BUSY = "A judge is at work; stop it, or wait for it."
-_NO_JUDGE = "Name a judge first: one of the run's models, such as M1, or any other as NAME=folder or hub id."
+_NO_JUDGE = (
+    "Name a judge first: one of the run's models, such as M1, or any other as NAME=folder or hub id."
+)
 _NO_SEARCHES = "No searches are recorded in this run yet."
 _NO_LOOP = "This needs a notebook's event loop; `psr_nb rejudge` does the same in a shell."
 _STOPPED = "Stopped. What was judged is kept, and the same judge goes on from there."

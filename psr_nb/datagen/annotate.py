@@ -144,12 +144,18 @@ class ServerSettings:
 
     model: str
     base_url: str | None = None  # None is the openai client's own default, OPENAI_BASE_URL or OpenAI
-    key_from: str = "OPENAI_API_KEY"  # environment variable with the key; a server without keys needs none
+    key_from: str = (
+        "OPENAI_API_KEY"  # environment variable with the key; a server without keys needs none
+    )
     temperature: float | None = 0.0  # None leaves it out of the request: some models refuse it
     top_p: float | None = None
     max_tokens: int = 512  # of one answer
-    limit_as: str = "max_tokens"  # the server's name for it; OpenAI's reasoning models: max_completion_tokens
-    extra: dict = field(default_factory=dict)  # more fields of the request's body, such as reasoning_effort
+    limit_as: str = (
+        "max_tokens"  # the server's name for it; OpenAI's reasoning models: max_completion_tokens
+    )
+    extra: dict = field(
+        default_factory=dict
+    )  # more fields of the request's body, such as reasoning_effort
     concurrency: int = 8  # requests under way at a time
     per_minute: float = 0  # at most so many requests begun in a minute; 0 is no limit
     # Tokens, prompts and answers, that the answers file may come to cost in all. A try that brought nothing
@@ -227,7 +233,9 @@ def _client(s: ServerSettings):
     try:
         from openai import OpenAI, OpenAIError
     except ImportError as e:
-        raise InputError("asking a server needs the package openai: pip install 'psr_nb[annotate]'") from e
+        raise InputError(
+            "asking a server needs the package openai: pip install 'psr_nb[annotate]'"
+        ) from e
     key = os.environ.get(s.key_from) or ("none" if s.base_url else None)
     try:
         return OpenAI(base_url=s.base_url, api_key=key, timeout=s.timeout, max_retries=0)
@@ -528,7 +536,9 @@ def _first(asker: _Asker, todo: list[tuple[str, str]]) -> list[tuple[str, str]]:
     problem, where = reply.problem or "", _address(asker.client, asker.s)
     why = problem.removeprefix("gave up: ")
     if problem.startswith(_GONE):
-        raise InputError(f"nothing answers at {where} ({why}); is the server running and the address right?")
+        raise InputError(
+            f"nothing answers at {where} ({why}); is the server running and the address right?"
+        )
     if problem.startswith("gave up: another format"):
         raise InputError(f"{where} answers, but not as an OpenAI-compatible server does; {why}")
     return todo if problem.startswith("gave up") else todo[1:]
@@ -594,7 +604,9 @@ def ask_server(
     path: str | Path,  # of the answers file; what is in it is not asked again
     s: ServerSettings,
     progress: Callable[[str, int, int], None] = lambda *_: None,
-    say: Callable[[str], None] = print,  # hears the estimate before the first call, and faults after the last
+    say: Callable[
+        [str], None
+    ] = print,  # hears the estimate before the first call, and faults after the last
 ) -> list[Reply]:
     "A Reply for each prompt from a server, in order. InputError for a wrong key or no server."
     keys = [reply_key(s.model, p, s.decoding()) for p in prompts]

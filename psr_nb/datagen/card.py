@@ -62,7 +62,9 @@ def trl_preferences(rows: list[EFTRow], domain: Domain) -> list[dict]:
     for r in rows:
         chosen, rejected = (r.a, r.b) if r.verdict == "A" else (r.b, r.a)
         prompt = (
-            domain.ask(r.question) + numbered(r.steps, label=domain.label) + domain.label(len(r.steps) + 1)
+            domain.ask(r.question)
+            + numbered(r.steps, label=domain.label)
+            + domain.label(len(r.steps) + 1)
         )
         out[prompt, chosen, rejected] = {
             "prompt": prompt,
@@ -178,7 +180,9 @@ def write_ift(
 
 
 # %% ../../nbs/datagen/card.ipynb #c030
-_EFT_ABOUT = "Pairs of candidate next steps, an explanation, and a verdict; train and test share no question."
+_EFT_ABOUT = (
+    "Pairs of candidate next steps, an explanation, and a verdict; train and test share no question."
+)
 
 
 def _balance_table(splits: dict[str, list[EFTRow]]) -> pd.DataFrame:

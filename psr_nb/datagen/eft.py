@@ -62,7 +62,13 @@ def _scored(x: Siblings) -> list[tuple[float, int, str]]:
 
 
 # %% ../../nbs/datagen/eft.ipynb #c011
-_COUNTED = ("sibling sets", "fewer than two scored", "gap too small", "unusable samples", "without a score")
+_COUNTED = (
+    "sibling sets",
+    "fewer than two scored",
+    "gap too small",
+    "unusable samples",
+    "without a score",
+)
 
 
 def pairs_of(

@@ -55,7 +55,11 @@ class Source:
     name: str
     hub: tuple[str, ...] = ()  # hub data sets, owner/name:config:split
     licence: str = "unknown"  # as its publisher states it
-    question: tuple[str, ...] = ("question", "problem", "prompt")  # the first of these columns that is there
+    question: tuple[str, ...] = (
+        "question",
+        "problem",
+        "prompt",
+    )  # the first of these columns that is there
     solution: tuple[str, ...] = ("solution", "answer", "response", "completion")
     marks: str = ""  # a pattern of marks in the solution that are no part of its text
 
@@ -467,7 +471,9 @@ def pieces_of(reply: str) -> list[str]:
 
 # %% ../../nbs/datagen/ift.ipynb #c079
 def cut_by(
-    ask: Callable[[list[str]], list],  # prompts -> replies with `text` (None if there is none) and `problem`
+    ask: Callable[
+        [list[str]], list
+    ],  # prompts -> replies with `text` (None if there is none) and `problem`
     solved: list[Solved],
 ) -> tuple[list[IFTRow], list[Reject]]:
     "(rows, rejects) of all solutions, cut by a model."

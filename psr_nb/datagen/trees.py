@@ -32,7 +32,9 @@ class TreeSettings:
     temperature: float = 0.7
     top_p: float = 0.95
     max_step_tokens: int = 256
-    exploration: float = 1.4  # UCT's c; about the root of 2, as in UCB1 (Auer, Cesa-Bianchi & Fischer 2002)
+    exploration: float = (
+        1.4  # UCT's c; about the root of 2, as in UCB1 (Auer, Cesa-Bianchi & Fischer 2002)
+    )
     seed: int = 0
 
     def __post_init__(self):

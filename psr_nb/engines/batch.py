@@ -25,7 +25,9 @@ class Stops:
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
         self.ending = {}  # character -> which tokens of the vocabulary may end with it
-        self.size = max(tokenizer.get_vocab().values(), default=-1) + 1  # a model can have more ids than this
+        self.size = (
+            max(tokenizer.get_vocab().values(), default=-1) + 1
+        )  # a model can have more ids than this
 
     @cached_property
     def texts(self) -> list[str]:
@@ -69,7 +71,9 @@ class _Row:
         self.ids, self.reason = [], None  # what was drawn, and why the row is done
         self.limit = room_for(request, context)
         s = request.sampling
-        self.uniforms = uniforms(s.seed, index, self.limit) if s.temperature > 0 else np.zeros(self.limit)
+        self.uniforms = (
+            uniforms(s.seed, index, self.limit) if s.temperature > 0 else np.zeros(self.limit)
+        )
 
     def length(self) -> int:
         "Ids of the prompt and of the completion so far."

@@ -37,7 +37,9 @@ from .load import load_as, load_model, quiet_loading, torch_dtype
 class PRMFormat:
     "How a process reward model is asked."
 
-    kind: str = "causal"  # "causal": says good or bad as its next token; "token": a token-classification head
+    kind: str = (
+        "causal"  # "causal": says good or bad as its next token; "token": a token-classification head
+    )
     # Text after each step; its last token carries the judgement (with "", the step's own line end).
     mark: str = ""
     good: str = "+"  # causal: the first token of these is compared
@@ -48,7 +50,9 @@ class PRMFormat:
 
     def __post_init__(self):
         if self.kind not in ("causal", "token"):
-            raise InputError(f"kind of process reward model: {self.kind!r} is neither 'causal' nor 'token'")
+            raise InputError(
+                f"kind of process reward model: {self.kind!r} is neither 'causal' nor 'token'"
+            )
 
 
 def prm_ids(
@@ -112,7 +116,9 @@ def kept_format(path: str) -> PRMFormat:
     "The format in a model's folder. InputError if there is none."
     kept = Path(path) / "prm.json"
     if not kept.is_file():
-        raise InputError(f"{path}: no prm.json in it; say how this process reward model is asked (PRMFormat)")
+        raise InputError(
+            f"{path}: no prm.json in it; say how this process reward model is asked (PRMFormat)"
+        )
     return PRMFormat(**json.loads(kept.read_text()))
 
 
@@ -227,7 +233,8 @@ class PRMEngine:
         self.usage.prompt_tokens += sum(map(len, rows))
         self.usage.seconds += time.perf_counter() - start
         return [
-            (key, [Completion([], "", "length", one)]) for (key, _), one in zip(taken, scores, strict=True)
+            (key, [Completion([], "", "length", one)])
+            for (key, _), one in zip(taken, scores, strict=True)
         ]
 
     def forget(self):

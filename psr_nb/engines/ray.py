@@ -74,7 +74,9 @@ def refuse_not_shared(ray, model: str):
     look = ray.remote(num_cpus=0)(folder_seen)
     for node in ray.nodes():
         if node["Alive"] and node["Resources"].get("CPU"):
-            there = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            there = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+                node["NodeID"], soft=False
+            )
             if ray.get(look.options(scheduling_strategy=there).remote(model)) != mine:
                 said = f"{model} is not the same folder on node {node['NodeManagerHostname']}"
                 raise InputError(f"{said}; put the run on a file system that all nodes share")
@@ -168,7 +170,9 @@ def _bundles(ray, replicas: int, s: EngineSettings) -> list[dict]:
         said = f"{replicas} engines of engine.tensor_parallel = {s.tensor_parallel} need {wanted} GPUs"
         raise InputError(f"engine.replicas: {said}, and the cluster has {gpus:g}")
     if not gpus and s.tensor_parallel > 1:
-        raise InputError(f"engine.tensor_parallel: the cluster has no GPU; take 1, not {s.tensor_parallel}")
+        raise InputError(
+            f"engine.tensor_parallel: the cluster has no GPU; take 1, not {s.tensor_parallel}"
+        )
     if not gpus and there.get("CPU", 0) < replicas:
         raise InputError(
             f"engine.replicas: {replicas} engines need a CPU each; there are {there.get('CPU', 0):g}"
@@ -190,6 +194,8 @@ def ray_fleet(
     group = ray.util.placement_group(_bundles(ray, replicas, settings), strategy="SPREAD")
     if not group.wait(patience):
         ray.util.remove_placement_group(group)
-        raise InputError(f"engine.replicas: no place for {replicas} engines in {patience:g} s; take fewer")
+        raise InputError(
+            f"engine.replicas: no place for {replicas} engines in {patience:g} s; take fewer"
+        )
     release = partial(ray.util.remove_placement_group, group)
     return Fleet(opener, model, settings, replicas, start=starter(ray, group), release=release)

@@ -69,7 +69,9 @@ def check_parallel(config, parts: int):
         raise InputError(f"engine.tensor_parallel: {said}")
     found = torch.cuda.device_count() if torch.cuda.is_available() else parts
     if parts > found:
-        raise InputError(f"engine.tensor_parallel: {parts} GPUs are asked for, and this machine has {found}")
+        raise InputError(
+            f"engine.tensor_parallel: {parts} GPUs are asked for, and this machine has {found}"
+        )
 
 
 # %% ../../nbs/engines/ready.ipynb #c016
@@ -128,9 +130,7 @@ def check_questions(
     lengths = [len(prompt_ids(tokenizer, domain.ask(q))) + label for q in questions]
     long = sum(n + step > context for n in lengths)
     if lengths and long == len(lengths):
-        shortest = (
-            f"the shortest prompt has {min(lengths)} tokens, a step {step} and the model's context {context}"
-        )
+        shortest = f"the shortest prompt has {min(lengths)} tokens, a step {step} and the model's context {context}"
         way = "take another model or shorter steps"
         raise InputError(f"none of the {len(lengths)} questions fits: {shortest}; {way}")
     if long:

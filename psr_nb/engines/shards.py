@@ -113,7 +113,9 @@ def put_weights(model, whole: dict[str, Tensor]) -> None:
         if rank() == 0:
             tensor.copy_(whole[name])
         if isinstance(part, DTensor):
-            part.to_local().copy_(distribute_tensor(tensor, part.device_mesh, part.placements).to_local())
+            part.to_local().copy_(
+                distribute_tensor(tensor, part.device_mesh, part.placements).to_local()
+            )
         else:
             dist.broadcast(tensor, 0)
             part.copy_(tensor)

@@ -91,7 +91,9 @@ def _check_plain(name: str, model, rows: list[list[int]]) -> list[torch.Tensor]:
     said = [_plain(model, ids) for ids in rows]
     for ids, logits in zip(rows, said, strict=True):
         if not logits.isfinite().all():
-            advice = "take bfloat16 or float32" if model.dtype == torch.float16 else "its weights are damaged"
+            advice = (
+                "take bfloat16 or float32" if model.dtype == torch.float16 else "its weights are damaged"
+            )
             raise InputError(f"{name}: what it says of a text is NaN or infinite; {advice}")
         start = _plain(model, ids[:-DRAWN])
         if len(start) != len(ids) - DRAWN or not _same(model, start, logits[: len(start)]):
@@ -119,7 +121,9 @@ def _decoded(model, rows: list[list[int]], pad: int, way: Way) -> list[tuple[int
     for drawn, kept in enumerate(_moves(len(order))):
         order = [order[place] for place in kept]
         past.keep(torch.tensor(kept, device=logits.device))
-        token = torch.tensor([rows[row][len(starts[row]) + drawn] for row in order], device=logits.device)
+        token = torch.tensor(
+            [rows[row][len(starts[row]) + drawn] for row in order], device=logits.device
+        )
         logits = past.advance(model, token)
         said += [(row, len(starts[row]) + drawn + 1, logits[place]) for place, row in enumerate(order)]
     return said
@@ -151,7 +155,9 @@ def way_of(model, tokenizer, context: int, joins: bool = True) -> Way:
     vocabulary = model.get_input_embeddings().num_embeddings
     config = model.config.get_text_config()
     if getattr(config, "num_hashes", None) and getattr(config, "hash_seed", None) is None:
-        raise InputError(f"{name}: it draws at random what it attends to; set hash_seed in its config.json")
+        raise InputError(
+            f"{name}: it draws at random what it attends to; set hash_seed in its config.json"
+        )
     rows = _trial_rows(tokenizer, vocabulary, context, getattr(config, "pad_token_id", None))
     try:
         plain = _check_plain(name, model, rows)
@@ -373,7 +379,11 @@ class TransformersEngine:
         beside = [self.batch.rows[j].request for j in self.batch.going()] if self.batch else []
         like = _company(self.queue[0][1], self.way, self.border)
         scored, long, _ = like
-        if beside and not scored and long != (self.border is not None and self.batch.longest > self.border):
+        if (
+            beside
+            and not scored
+            and long != (self.border is not None and self.batch.longest > self.border)
+        ):
             return []
         fitting = [kr for kr in self.queue if _company(kr[1], self.way, self.border) == like]
         taken = _neighbours(fitting, beside, self.context, self.max_batch_tokens)
@@ -422,7 +432,9 @@ class TransformersEngine:
         self.max_batch_tokens = min(self.max_batch_tokens, size) // 2
         self.queue.extendleft(reversed(again))
         smaller = f"batches are of {self.max_batch_tokens} tokens from now on (engine.max_batch_tokens)"
-        warnings.warn(f"out of memory; {smaller}, and {len(again)} requests are begun again", stacklevel=2)
+        warnings.warn(
+            f"out of memory; {smaller}, and {len(again)} requests are begun again", stacklevel=2
+        )
 
     def forget(self):
         "Nothing is kept from one request to the next."

@@ -14,7 +14,17 @@ from multiprocessing.connection import wait
 
 import torch
 
-from ..engine import EngineError, EngineSettings, Usage, check, draw, likeliest, load_tokenizer, uniforms
+from psr_nb.engine import (
+    EngineError,
+    EngineSettings,
+    Usage,
+    check,
+    draw,
+    likeliest,
+    load_tokenizer,
+    uniforms,
+)
+
 from ..records import Completion, Request
 from .load import check_folder, code_arguments, length_border
 
@@ -184,7 +194,9 @@ def _watch(client):
 def _killed(requests: int) -> EngineError:
     "What is said when vLLM's process is gone."
     said = f"vLLM's process ended with {requests} requests under way: it ran out of memory or was killed"
-    advice = "start the run again to go on, with less engine.gpu_memory or engine.max_seqs if it was memory"
+    advice = (
+        "start the run again to go on, with less engine.gpu_memory or engine.max_seqs if it was memory"
+    )
     return EngineError(f"{said}. What was finished is on disk; {advice}")
 
 

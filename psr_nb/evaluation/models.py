@@ -77,7 +77,9 @@ def _kept_settings(path: str, tokenizer, how: Solving, e: EngineSettings) -> dic
         del kept["settings"]["read"]
     if how.settings.mode == "search":
         kept |= {"search": asdict(how.search), "judge": judged_with(how.judge)}
-        del kept["search"]["rollouts"]  # for an arm of a run, and not in folders from before there were any
+        del kept["search"][
+            "rollouts"
+        ]  # for an arm of a run, and not in folders from before there were any
     return kept
 
 
@@ -125,7 +127,9 @@ def evaluate_models(
     check_unique("the benchmark", [benchmark_name(b) for b in benchmarks])
     sets = {benchmark_name(b): load_benchmark(b, limit) for b in benchmarks}
     refuse_bad_golds([p for problems in sets.values() for p in problems], how.allow_bad_gold)
-    lengths = {"search.max_step_tokens": how.search.max_step_tokens} if how.settings.mode == "search" else {}
+    lengths = (
+        {"search.max_step_tokens": how.search.max_step_tokens} if how.settings.mode == "search" else {}
+    )
     for model in models.values():
         check_ready(model_path(model), e, Wanted(how.domain, lengths))
     out, results = Path(out), {}

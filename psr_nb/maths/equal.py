@@ -24,11 +24,17 @@ from psr_nb.maths.forms import (
     rational,
     split_parts,
 )
+from psr_nb.maths.values import (
+    close_enough,
+    constant_value,
+    expression,
+    same_expression,
+    values_at_points,
+)
 
 from .read import read_math_answer
 from .regions import INF, Interval, chain, merged, region
 from .units import measured_in_parts, quantity, same_unit
-from .values import close_enough, constant_value, expression, same_expression, values_at_points
 
 # %% ../../nbs/maths/equal.ipynb #c007
 _RULES = {}  # by name, in the order in which they are tried
@@ -387,7 +393,9 @@ def _same_solutions(g, a, tolerance):
     if not x or not y:
         return None
     names = x.names or y.names
-    if sorted(names) != sorted(y.names or names) or any(len(v) != len(names) for v in x.values + y.values):
+    if sorted(names) != sorted(y.names or names) or any(
+        len(v) != len(names) for v in x.values + y.values
+    ):
         return False
     if all(len(name) == 1 for name in names):
         names = tuple(sorted(names))

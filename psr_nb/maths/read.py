@@ -171,7 +171,9 @@ def _item(s: str, at: int = 0) -> _Item | None:
         return _Item(_inside(m), m.end())
     if m := _LETTER.match(s, at):
         chosen = _item(s, m.end())
-        return _Item(m.group() + chosen.value, chosen.end) if chosen else _Item(m.group().strip(), m.end())
+        return (
+            _Item(m.group() + chosen.value, chosen.end) if chosen else _Item(m.group().strip(), m.end())
+        )
     if m := _COMPOUND.match(s, at):
         return _Item(m.group(), m.end(), unit=True)
     m = _NUMBER.match(s, at)
@@ -276,7 +278,9 @@ def _maths(s: str) -> str | None:
 
 # %% ../../nbs/maths/read.ipynb #c039
 _PIECE = re.compile(rf"{_FORMULA.pattern}|=", flags=re.S)
-_VALUE = re.compile(r"\$|\\[(\[]|(?<![\w.,^_\\{])[-−+]?(?:\\\$|[€£¥₹])?\s?\.?\d|\([A-H]\)|\\(?:frac|sqrt|pi)")
+_VALUE = re.compile(
+    r"\$|\\[(\[]|(?<![\w.,^_\\{])[-−+]?(?:\\\$|[€£¥₹])?\s?\.?\d|\([A-H]\)|\\(?:frac|sqrt|pi)"
+)
 
 
 def _right_side(s: str) -> str | None:
@@ -440,7 +444,9 @@ _IS = (
     r"is|are|was|were|equals?|becomes?|comes (?:out )?to(?: be)?|turns out to be|works out to(?: be)?"
     r"|(?:should|would|must|will|has to|ought to) be|should equal"
 )
-_NOT_SAID = r"(?<!to )(?<!can )(?<!check our )(?<!check the )(?<!check this )(?<!verify our )(?<!verify the )"
+_NOT_SAID = (
+    r"(?<!to )(?<!can )(?<!check our )(?<!check the )(?<!check this )(?<!verify our )(?<!verify the )"
+)
 
 _ANSWER = re.compile(
     rf"(?<![a-z]){_NOT_SAID}(?:answers?|ans\.?|(?:correct|right|best) (?:option|choice))(?![a-z])"
@@ -453,9 +459,7 @@ _ANSWER = re.compile(
     r"|die (?:endgültige )?antwort ist|ответ\s*[:—-]|a resposta(?: final)? é",
     flags=re.I | re.M,
 )
-_WORDS = (
-    "answer ans. ans: option choice 答案 故选 答えは 정답은 respuesta réponse antwort ответ resposta".split()
-)
+_WORDS = "answer ans. ans: option choice 答案 故选 答えは 정답은 respuesta réponse antwort ответ resposta".split()
 
 _REASON = re.compile(r"\b(?:since|because|if|when|which|so|need|must|choices?)\b", flags=re.I)
 
@@ -482,7 +486,8 @@ def _in_words(text: str) -> list[re.Match]:
 
 # %% ../../nbs/maths/read.ipynb #c064
 _IS_THE_ANSWER = re.compile(
-    r"\s(?:is|are)\s(?:the|our|my)\s(?:(?:final|correct|right|required)\s)?answers?\b(?!\s?[:=?])", flags=re.I
+    r"\s(?:is|are)\s(?:the|our|my)\s(?:(?:final|correct|right|required)\s)?answers?\b(?!\s?[:=?])",
+    flags=re.I,
 )
 
 
@@ -582,7 +587,9 @@ def _surest(text: str, statements: list[_Statement], stop: int) -> str | None:
             continue
         if said.firm == VALUE:
             revised = (
-                best is not None and best.firm == WITHIN and statement.kind in ("words", "before", "hashes")
+                best is not None
+                and best.firm == WITHIN
+                and statement.kind in ("words", "before", "hashes")
             )
             return best.value if revised else said.value
         if best is None or said.firm > best.firm:

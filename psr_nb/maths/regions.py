@@ -127,7 +127,10 @@ def _from_distance(left: str, sign: str, right: str) -> Region | None:
     low, high = f"{middle}-({right})", f"{middle}+({right})" if middle else right
     if sign in ("<", r"\le"):
         return Region(name, [Interval(low, sign == r"\le", high, sign == r"\le")], True)
-    outside = [Interval(MINUS_INF, False, low, sign == r"\ge"), Interval(high, sign == r"\ge", INF, False)]
+    outside = [
+        Interval(MINUS_INF, False, low, sign == r"\ge"),
+        Interval(high, sign == r"\ge", INF, False),
+    ]
     return Region(name, outside, True)
 
 

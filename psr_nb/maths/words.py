@@ -134,7 +134,11 @@ class _Row:
     def hundreds(self, i: int) -> _Found:
         "`twenty five`, `a hundred`, `two hundred and fifty`."
         found = self.tens(i)
-        if self.article(i) and self.words[i + 1 : i + 2] == [self.at(i + 1)] and self.at(i + 1) in _SCALES:
+        if (
+            self.article(i)
+            and self.words[i + 1 : i + 2] == [self.at(i + 1)]
+            and self.at(i + 1) in _SCALES
+        ):
             found = Fraction(1), i + 1
         if found is None or self.at(found[1]) != "hundred":
             return found
@@ -225,7 +229,9 @@ def _counts(text: str, start: int, words: list[str], bare: bool) -> bool:
     if all(digits) or not (bare or any(digits)):
         return False
     if words == ["one"]:
-        return not (_NO_COUNT.search(text, max(0, start - 8), start) or text.startswith(" of", start + 3))
+        return not (
+            _NO_COUNT.search(text, max(0, start - 8), start) or text.startswith(" of", start + 3)
+        )
     return True
 
 

@@ -223,7 +223,9 @@ def _wrong(name: str, where: str, what: str, row: dict) -> InputError:
     "The error for a row without a column that it needs."
     file = BENCHMARKS[name].file if name in BENCHMARKS else f"{_LINES} 'question' and 'answer'"
     columns = ", ".join(map(repr, row))
-    return InputError(f"{where}: {what}, only {columns}. For {name} it should be {file}; rename the column")
+    return InputError(
+        f"{where}: {what}, only {columns}. For {name} it should be {file}; rename the column"
+    )
 
 
 def _check_columns(row, where: str, name: str):

@@ -94,7 +94,9 @@ def _one_list(data: bytes, path: Path) -> list | None:
         first = json_value(data.lstrip().split(b"\n", 1)[0])
         if isinstance(first, dict):
             return None
-        raise InputError(f"{path}: {value.why} ({value.detail}); it should be one list of rows, or JSONL")
+        raise InputError(
+            f"{path}: {value.why} ({value.detail}); it should be one list of rows, or JSONL"
+        )
     if isinstance(value, dict) and {"question", "problem"} & value.keys():
         return [value]
     found = type(value).__name__
@@ -208,7 +210,9 @@ def rows_or_unread(
     if os.path.isdir(path):
         files = shard_files(path)
         if not files:
-            raise InputError(f"{source}: a folder, and not one with the shards of one set; name a file in it")
+            raise InputError(
+                f"{source}: a folder, and not one with the shards of one set; name a file in it"
+            )
     else:
         files = [path] if os.path.exists(path) else []  # no error for a name that is too long to be one
     for file in files:
@@ -332,7 +336,9 @@ def _characters(text: str, where: str, column: str) -> str:
     "A text of whole characters. InputError for half of a surrogate pair, which no tokenizer takes."
     half = re.search("[\ud800-\udfff]", text)
     if half:
-        raise InputError(f"{where}: column {column!r}: {half[0]} is half of a character; correct the text")
+        raise InputError(
+            f"{where}: column {column!r}: {half[0]} is half of a character; correct the text"
+        )
     return text
 
 
@@ -436,7 +442,9 @@ def _weak_answer(row: dict) -> str | None:
     "The first column that could be an answer where the usual ones hold none: text or a number."
     for column in columns_of(row, "answer"):
         value = row[column]
-        number = isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) and value == value
+        number = (
+            isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) and value == value
+        )
         if column not in _USUAL and (number or (isinstance(value, str) and value.strip())):
             return column
     return None
@@ -582,7 +590,9 @@ def load_problems(
             break
         p = as_problem(row, where, f"{stem}-{len(out) + 1}", fields)
         if p.id in seen:
-            raise InputError(f"{where}: the id {p.id!r} was already used at {seen[p.id]}; ids must be unique")
+            raise InputError(
+                f"{where}: the id {p.id!r} was already used at {seen[p.id]}; ids must be unique"
+            )
         seen[p.id] = where
         out.append(p)
     if not out:

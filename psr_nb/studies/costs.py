@@ -108,7 +108,9 @@ def _from_hub(model: str) -> Path:
         kept = try_to_load_from_cache(model, "config.json")
         if isinstance(kept, str):
             return Path(kept)
-        model_info(model, timeout=5)  # says at once that there is no network, where a download tries again
+        model_info(
+            model, timeout=5
+        )  # says at once that there is no network, where a download tries again
         return Path(hf_hub_download(model, "config.json"))
     except Exception as e:  # the client's own classes change with its version
         raise InputError(
@@ -167,7 +169,9 @@ def training_flops(shape: Shape, tokens: float, length: float, how: Training) ->
 # %% ../../nbs/studies/costs.ipynb #c026
 def layer_bytes(shape: Shape, mixed: bool) -> int:
     "Bytes that one layer keeps of one token for the backward pass, with a fused attention."
-    own, copy = (2, 2) if mixed else (4, 0)  # of a product's result, and of a norm's output for the product
+    own, copy = (
+        (2, 2) if mixed else (4, 0)
+    )  # of a product's result, and of a norm's output for the product
     norms = 2 * shape.hidden * (3 * 4 + copy)
     attention = 3 * shape.queries + 3 * shape.keys
     return norms + own * (attention + 4 * shape.intermediate) + (4 * shape.queries if mixed else 0)
@@ -178,7 +182,9 @@ def activation_bytes(shape: Shape, how: Training) -> float:
     layer, held = layer_bytes(shape, how.mixed), 4 * shape.hidden
     each = shape.layers * held + layer if how.checkpointing else shape.layers * layer
     logits = how.kept_logits * shape.vocab * (12 if how.mixed else 8)  # themselves and their gradients
-    head = 0 if how.kept_logits else 4 * shape.vocab * shape.hidden  # its gradient, before it is added up
+    head = (
+        0 if how.kept_logits else 4 * shape.vocab * shape.hidden
+    )  # its gradient, before it is added up
     return how.tokens * (each + 3 * held) + logits + (0 if how.lora_rank else head)
 
 
@@ -194,7 +200,9 @@ def _copies(shape: Shape, how: Training) -> int:
     "Bytes of weights in another type or place than where they are kept, at the peak."
     if how.sharded:
         return gathered_bytes(shape, how.mixed)
-    return 2 * shape.matrices if how.mixed and how.number == 4 else 0  # autocast keeps them through a pass
+    return (
+        2 * shape.matrices if how.mixed and how.number == 4 else 0
+    )  # autocast keeps them through a pass
 
 
 # %% ../../nbs/studies/costs.ipynb #c034

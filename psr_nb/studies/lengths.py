@@ -216,7 +216,12 @@ HUB_ROWS = {
     "openai/gsm8k:main:test": 1319,
     "ChilleD/SVAMP:train": 700,
 }
-USUAL = {"ift": 28_889, "eft": 4_179, "test": 1000, "judge_test": 500}  # the paper's; of the test a guess
+USUAL = {
+    "ift": 28_889,
+    "eft": 4_179,
+    "test": 1000,
+    "judge_test": 500,
+}  # the paper's; of the test a guess
 
 
 def _rows(r: Recipe, name: str) -> int:

@@ -253,7 +253,9 @@ def placing_fault(b: Basis) -> str:
         return f"engine.tensor_parallel: {said}; set it to {max(n for n in dividing if n <= gpus)}"
     most = reachable(b) // s.tensor_parallel
     if (s.replicas or 1) > most:
-        said = f"{s.replicas} engines on {s.tensor_parallel} GPUs each, where there are {reachable(b)} GPUs"
+        said = (
+            f"{s.replicas} engines on {s.tensor_parallel} GPUs each, where there are {reachable(b)} GPUs"
+        )
         return f"engine.replicas: {said}; set it to {most}"
     return _share_fault(b)
 
@@ -276,7 +278,11 @@ def _would_fit(b: Basis) -> str:
         return f"{smaller} or engine.replicas, or take a machine with more memory"
     if engine_of(b) != "vllm":
         alone = engine_parts(b, 1)["weights"] < hw.memory - OVERHEAD
-        way = "lower engine.max_batch_tokens" if alone else "set engine.kind: vllm and engine.tensor_parallel"
+        way = (
+            "lower engine.max_batch_tokens"
+            if alone
+            else "set engine.kind: vllm and engine.tensor_parallel"
+        )
         return f"{way}, or take larger GPUs (--gpu-memory)"
     more = [n for n in tensor_parallel_values(b.shape) if n > s.tensor_parallel and engine_fits(b, n)]
     if not more:
@@ -326,7 +332,9 @@ def machine_here(r: Recipe) -> Hardware:
     if not n:
         return Hardware(card="CPU", gpu_memory=main_memory(), engine=kind)
     memory = min(torch.cuda.get_device_properties(i).total_memory for i in range(n)) / GIB
-    return Hardware(gpus=n, gpu_memory=memory, card=card_named(torch.cuda.get_device_name(0)), engine=kind)
+    return Hardware(
+        gpus=n, gpu_memory=memory, card=card_named(torch.cuda.get_device_name(0)), engine=kind
+    )
 
 
 # %% ../../nbs/studies/placement.ipynb #c049

@@ -86,7 +86,9 @@ def timed_search(
 
 
 # %% ../../nbs/studies/rates.ipynb #c013
-def timed_solutions(engine: Engine, r: Recipe, problems: list[Problem]) -> tuple[list[int], dict[str, float]]:
+def timed_solutions(
+    engine: Engine, r: Recipe, problems: list[Problem]
+) -> tuple[list[int], dict[str, float]]:
     "(tokens of each solution, tokens and seconds that they took)."
     domain, tokenizer = domain_named(r.domain), engine.tokenizer
     prompts = [
@@ -192,7 +194,9 @@ def training_job(recipe: dict, length: float, progress: Callable[[str, int, int]
 
 
 # %% ../../nbs/studies/rates.ipynb #c032
-def probe(r: Recipe, count: int = 8, progress: Callable[[str, int, int], None] = lambda *_: None) -> Probed:
+def probe(
+    r: Recipe, count: int = 8, progress: Callable[[str, int, int], None] = lambda *_: None
+) -> Probed:
     """What `count` questions of a recipe tell on this machine, measured in child processes.
 
     InputError where the model or the questions are not to be had, JobError if a child crashed."""
@@ -204,6 +208,8 @@ def probe(r: Recipe, count: int = 8, progress: Callable[[str, int, int], None] =
     found = run_job("psr_nb.studies.rates:probe_job", asked, log, progress)
     lengths = Lengths(**found["lengths"])
     whole = lengths.prompt + lengths.solution
-    rate = run_job("psr_nb.studies.rates:training_job", {"recipe": recipe, "length": whole}, log, progress)
+    rate = run_job(
+        "psr_nb.studies.rates:training_job", {"recipe": recipe, "length": whole}, log, progress
+    )
     log.unlink(missing_ok=True)
     return Probed(lengths, Rates(found["searching"], found["solving"], rate))

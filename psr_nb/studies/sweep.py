@@ -256,7 +256,13 @@ def keep_sweep(sweep: Sweep) -> Sweep:
 
 
 # %% ../../nbs/studies/sweep.ipynb #c044
-ASIDE = ("name", "about", "arms", "match_pairs", "questions")  # of a recipe: of no account, or counted below
+ASIDE = (
+    "name",
+    "about",
+    "arms",
+    "match_pairs",
+    "questions",
+)  # of a recipe: of no account, or counted below
 LATER = ("search", "judge", "pairs", "dpo", "evaluate")  # of no account for M1's training
 TESTS = ("test", "judge_test", "dev", "overlaps")  # data that nothing is trained on
 
@@ -285,7 +291,9 @@ def _measuring(r: dict, data: dict) -> str:
 
 def _training(r: dict, data: dict) -> str:
     "Key of what M1 depends on."
-    rows = {name: h for name, h in data.items() if name not in TESTS and not name.startswith("questions-")}
+    rows = {
+        name: h for name, h in data.items() if name not in TESTS and not name.startswith("questions-")
+    }
     return _key(rows, {name: value for name, value in r.items() if name not in ASIDE + LATER})
 
 

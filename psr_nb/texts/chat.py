@@ -52,7 +52,9 @@ def use_chat(tokenizer, chat: Chat):
     try:
         datetime.fromisoformat(chat.template_date)
     except ValueError as e:
-        raise InputError(f"engine.template_date: {chat.template_date!r} is no day such as 2024-07-26") from e
+        raise InputError(
+            f"engine.template_date: {chat.template_date!r} is no day such as 2024-07-26"
+        ) from e
     tokenizer.psr_chat = chat
 
 
@@ -176,7 +178,9 @@ def _tried(work: Callable[[], str]) -> dict[str, str]:
         except Exception as e:
             return {"fault": f"{type(e).__name__}: {e}"}
     pipe, theirs = os.pipe()
-    with warnings.catch_warnings():  # of forks beside threads; this child runs nothing but Python and ends
+    with (
+        warnings.catch_warnings()
+    ):  # of forks beside threads; this child runs nothing but Python and ends
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
@@ -217,7 +221,9 @@ def _probed(tokenizer, chat: Chat) -> str:
 # %% ../../nbs/texts/chat.ipynb #c033
 def _refusal(tokenizer, chat: Chat, fault: str) -> InputError:
     "What is said of a template that can't be used as `chat` has it."
-    other = replace(chat, system_prompt=None if chat.system_prompt is not None else "You solve problems.")
+    other = replace(
+        chat, system_prompt=None if chat.system_prompt is not None else "You solve problems."
+    )
     raised = "Error: " in fault  # another try would run into the limits again
     if raised and "fault" not in _tried(lambda: _probed(tokenizer, other)):
         if chat.system_prompt is None:
@@ -238,7 +244,9 @@ def _closed(tokenizer, chat: Chat, rendered: str, text: str) -> str:
         return rendered
     if chat.thinking is None:
         ways = "engine.thinking=False closes it at once, engine.thinking=True puts the steps into it"
-        raise InputError(f"{_name(tokenizer)}: its chat template opens a thought that {end} ends; {ways}")
+        raise InputError(
+            f"{_name(tokenizer)}: its chat template opens a thought that {end} ends; {ways}"
+        )
     return f"{rendered.rstrip()}\n\n{end}\n\n"
 
 
@@ -297,7 +305,9 @@ def _plain_ids(tokenizer, before: str, special: str) -> list[int]:
     with _as_plain(tokenizer):
         ids = ids_after(tokenizer, before, special)
         if set(ids) & set(tokenizer.all_special_ids):
-            ids = ids_after(tokenizer, before, special[:1]) + ids_after(tokenizer, special[:1], special[1:])
+            ids = ids_after(tokenizer, before, special[:1]) + ids_after(
+                tokenizer, special[:1], special[1:]
+            )
     return ids
 
 

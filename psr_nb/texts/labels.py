@@ -100,7 +100,9 @@ def _beginning(own: str) -> re.Pattern:
 # %% ../../nbs/texts/labels.ipynb #c021
 _CLOSING = r"(?:[*_`~$}]|</\w+>)"
 _MARK = r"(?:[:：）)\]】>|，→]|=>|->|[-–—](?!\d)|[.．。、](?!\d))"
-_TITLE = rf"(?:{_B}[(（][^()（）\n]{{1,80}}[)）](?={_B}{_CLOSING}*[:：]))?"  # in brackets, before a colon
+_TITLE = (
+    rf"(?:{_B}[(（][^()（）\n]{{1,80}}[)）](?={_B}{_CLOSING}*[:：]))?"  # in brackets, before a colon
+)
 _END = re.compile(
     rf"(?:{_B}(?:/|of){_B}\d+)?{_TITLE}(?:{_B}{_CLOSING}*{_B}{_MARK}[:：]?|{_B}(?=\r?\n|\Z))",
 )

@@ -46,7 +46,8 @@ def _asks(sentence: str) -> bool:
 
 # %% ../../nbs/texts/verdicts.ipynb #c012
 _CLAUSE = re.compile(
-    r"[,;:：，；(—–]|\b(?:but|so|therefore|hence|thus|and|because|since|as|while|whereas|than|over)\b", re.I
+    r"[,;:：，；(—–]|\b(?:but|so|therefore|hence|thus|and|because|since|as|while|whereas|than|over)\b",
+    re.I,
 )
 _FAULTLESS = re.compile(r"\b(?:no|without|any)\s+(?:errors?|mistakes?|flaws?|doubts?)\b", re.I)
 _BAD = re.compile(
@@ -141,7 +142,8 @@ def _is_denied(before: str, after: str) -> bool:
 # %% ../../nbs/texts/verdicts.ipynb #c026
 _CALLED = r"is (?:(correct|right|valid)|incorrect|wrong|invalid|not correct|not right)"
 _OPPOSED = re.compile(
-    rf"{_ANY_MARK.pattern} {_CALLED}[,;]? (?:while|whereas|but|and) {_ANY_MARK.pattern} {_CALLED}[.!]?", re.I
+    rf"{_ANY_MARK.pattern} {_CALLED}[,;]? (?:while|whereas|but|and) {_ANY_MARK.pattern} {_CALLED}[.!]?",
+    re.I,
 )
 
 
@@ -248,7 +250,9 @@ def verdict_ids(tokenizer) -> tuple[list[int], tuple[int, int]]:
     for n, (x, y) in enumerate(zip(a, b, strict=False)):  # one may be longer
         if x != y:
             return a[:n], (x, y)
-    raise InputError("this tokenizer writes [[A]] and [[B]] alike: verdicts can be explained, but not scored")
+    raise InputError(
+        "this tokenizer writes [[A]] and [[B]] alike: verdicts can be explained, but not scored"
+    )
 
 
 # %% ../../nbs/texts/verdicts.ipynb #c050
