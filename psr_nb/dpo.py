@@ -653,7 +653,10 @@ def _fitting_texts(
             raise InputError(f"text of {t.id}: nothing in it is learnt, or it is of another tokenizer")
     kept = [t for t in texts if len(t.ids) <= limit]
     if len(kept) < len(texts):
-        said = f"{len(texts) - len(kept)} of {len(texts)} texts beside the pairs are longer than {limit} tokens"
+        said = (
+            f"{len(texts) - len(kept)} of {len(texts)} texts beside "
+            f"the pairs are longer than {limit} tokens"
+        )
         warnings.warn(f"{said} and are not trained on", stacklevel=2)
     return kept
 
@@ -802,7 +805,10 @@ def averaged(models: list[str], decay: float, out: str | Path) -> None:
 
 # %% ../nbs/09_dpo.ipynb #c116
 def _parser() -> argparse.ArgumentParser:
-    about = "Step-wise DPO on a file of step pairs; start it with `accelerate launch -m` for several processes."
+    about = (
+        "Step-wise DPO on a file of step pairs; start it with "
+        "`accelerate launch -m` for several processes."
+    )
     p = argparse.ArgumentParser("psr_nb.dpo", description=about)
     p.add_argument("--model", required=True, help="folder or hub id of the model to train")
     p.add_argument("--pairs", required=True, help="pairs.jsonl of a run, made by this model's tokenizer")

@@ -135,7 +135,8 @@ def test_a_template_that_drops_one_question(asked):
 def test_the_date_is_a_setting(asked):
     "Llama 3.2 asks what day it is, Llama 3.1 takes a day that it is told, or this one."
     today = "{{ strftime_now('%d %b %Y') }}"
-    told = "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}{{ date_string }}"
+    given = "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}"
+    told = given + "{{ date_string }}"
     for template in (today, told):
         assert asked(template + TURNS)[0].startswith("26 Jul 2024")
         assert asked(template + TURNS, template_date="2026-01-31")[0].startswith("31 Jan 2026")

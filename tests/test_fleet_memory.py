@@ -18,7 +18,10 @@ OF_VLLM = (
     "vLLM's process ended with 1 requests under way: it ran out of memory; take less engine.gpu_memory"
 )
 HUNGRY = 7  # a prompt that begins with this id takes all memory
-LESS = "take a smaller engine.max_batch_tokens with transformers, engine.max_seqs or engine.gpu_memory with vLLM"
+LESS = (
+    "take a smaller engine.max_batch_tokens with transformers, "
+    "engine.max_seqs or engine.gpu_memory with vLLM"
+)
 
 
 class Forked:

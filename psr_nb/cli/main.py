@@ -660,7 +660,10 @@ def _add_grade(add):
         "grade a JSONL file of gold answers and answers; "
         "the rows, with 'equal' and 'note', on standard output",
     )
-    file = "rows with 'gold' and 'answer', or 'response' to read the answer from; 'tolerance' where there is one"
+    file = (
+        "rows with 'gold' and 'answer', or 'response' to read the "
+        "answer from; 'tolerance' where there is one"
+    )
     c.add_argument("file", help=file)
     seconds = "of the processor's time, for one comparison (default %(default)s)"
     c.add_argument("--seconds", type=number(0.01, 3600), default=2.0, help=seconds)

@@ -53,7 +53,10 @@ def _told(engine, inbox: SimpleQueue, busy: bool) -> int:
 
 # %% ../../nbs/engines/fleet.ipynb #c010
 _NO_MEMORY = ("out of memory", "t allocate memory", "Cannot allocate memory")
-_LESS_MEMORY = "take a smaller engine.max_batch_tokens with transformers, engine.max_seqs or engine.gpu_memory with vLLM"
+_LESS_MEMORY = (
+    "take a smaller engine.max_batch_tokens with transformers, "
+    "engine.max_seqs or engine.gpu_memory with vLLM"
+)
 
 
 def _why(e: Exception) -> str:

@@ -130,7 +130,10 @@ def check_questions(
     lengths = [len(prompt_ids(tokenizer, domain.ask(q))) + label for q in questions]
     long = sum(n + step > context for n in lengths)
     if lengths and long == len(lengths):
-        shortest = f"the shortest prompt has {min(lengths)} tokens, a step {step} and the model's context {context}"
+        shortest = (
+            f"the shortest prompt has {min(lengths)} tokens, a step "
+            f"{step} and the model's context {context}"
+        )
         way = "take another model or shorter steps"
         raise InputError(f"none of the {len(lengths)} questions fits: {shortest}; {way}")
     if long:

@@ -96,7 +96,10 @@ def command(names: str) -> str:
 # %% ../../nbs/maths/forms.ipynb #c013
 TEXT, END = "\ue000", "\ue001"  # mark what stood in \text{...}
 
-_FONTS = r"text(?:bf|it|rm|normal|sf|tt)?|mbox|mathrm|mathbf|mathit|mathsf|boldsymbol|bm|operatorname\*?|rm|bf"
+_FONTS = (
+    r"text(?:bf|it|rm|normal|sf|tt)?|mbox|mathrm|mathbf|mathit|mathsf|"
+    r"boldsymbol|bm|operatorname\*?|rm|bf"
+)
 
 _NO_MARK = f"[^{TEXT}{END}]"
 

@@ -459,7 +459,8 @@ _ANSWER = re.compile(
     r"|die (?:endgültige )?antwort ist|ответ\s*[:—-]|a resposta(?: final)? é",
     flags=re.I | re.M,
 )
-_WORDS = "answer ans. ans: option choice 答案 故选 答えは 정답은 respuesta réponse antwort ответ resposta".split()
+_LATIN = "answer ans. ans: option choice respuesta réponse antwort resposta"
+_WORDS = [*_LATIN.split(), *"答案 故选 答えは 정답은 ответ".split()]
 
 _REASON = re.compile(r"\b(?:since|because|if|when|which|so|need|must|choices?)\b", flags=re.I)
 

@@ -361,11 +361,17 @@ def _speed(b: Basis) -> str:
             if x.training
             else "a training is too slow to measure"
         )
-        tokens = f"{x.searching:,.0f} tokens/s in searches and {x.solving:,.0f} in solutions, read and written"
+        tokens = (
+            f"{x.searching:,.0f} tokens/s in searches and "
+            f"{x.solving:,.0f} in solutions, read and written"
+        )
         return f"hours from rates measured on this machine: {tokens}; {pass_rate}"
     if hw.card in CARDS:
         peak = CARDS[hw.card][1] / 1e12
-        return f"hours from {hw.mfu:g} of {peak:g} TFLOP/s and {hw.used_bandwidth:g} of the memory's bandwidth"
+        return (
+            f"hours from {hw.mfu:g} of {peak:g} TFLOP/s and "
+            f"{hw.used_bandwidth:g} of the memory's bandwidth"
+        )
     card = "this GPU" if hw.on_gpus else "a CPU"
     return f"hours are not known, since no rate of {card} is; --probe 8 measures them"
 

@@ -207,7 +207,10 @@ def _divided(b: Basis, n: int) -> str:
     if n <= hw.gpus:
         return f"hardware.shard: fsdp with hardware.gpus: {n}"
     if n > hw.all_gpus:
-        return f"hardware.shard: fsdp on {n} GPUs, which are more than there are (hardware.gpus, hardware.nodes)"
+        return (
+            f"hardware.shard: fsdp on {n} GPUs, which are more than "
+            "there are (hardware.gpus, hardware.nodes)"
+        )
     return f"hardware.shard: fsdp with hardware.gpus: {hw.gpus} and hardware.nodes: {math.ceil(n / hw.gpus)}"
 
 
