@@ -889,6 +889,18 @@ def _collator(s: SFTSettings, tokenizer, vocabulary: int):
 
 
 # %% ../nbs/07_sft.ipynb #c134
+def _batches(net, data, lengths: list[int], s: SFTSettings, files: Path) -> tuple:
+    "(rows on disk, arguments of SFTConfig, settings): packed where that is asked for and right, else padded."
+    if s.pack_tokens and not _keeps_apart(net, data):
+        kind = type(net).__name__
+        warnings.warn(f"{kind}: packed rows would see each other; all are padded", stacklevel=3)
+        s = replace(s, pack_tokens=0)
+    if not s.pack_tokens:
+        return data, _padded(s), s
+    packs, batches = _once(functools.partial(_pack, data, lengths, s), files / "packed.arrow")
+    return packs, batches, s
+
+
 def _sft_trainer(net, tokenizer, ids: Iterable[IdRow], out: Path, s: SFTSettings, seed: int) -> tuple:
     "(trainer, figures of its rows)."
     from trl import SFTConfig
@@ -898,14 +910,8 @@ def _sft_trainer(net, tokenizer, ids: Iterable[IdRow], out: Path, s: SFTSettings
     rows = functools.partial(_rows_on_disk, _checked(ids, vocabulary), limit)
     data, lengths, too_long = _once(rows, files / "rows.arrow")
     figures = {"rows": len(lengths), "too_long": too_long}
-    if s.pack_tokens and not _keeps_apart(net, data):
-        warnings.warn(
-            f"packed rows would see each other in {type(net).__name__}; all are padded", stacklevel=2
-        )
-        s = replace(s, pack_tokens=0)
-    batches = _padded(s)
+    data, batches, s = _batches(net, data, lengths, s, files)
     if s.pack_tokens:
-        data, batches = _once(functools.partial(_pack, data, lengths, s), files / "packed.arrow")
         figures["packed_rows"] = len(data)
     trainer = make_trainer(
         _trainer_class(),
