@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
@@ -34,6 +34,8 @@ PARTS = {
     "engine-bfloat16": 150,
     "engine-float32": 90,
     "memory-float32": 60,
+    "plan-float32": 60,
+    "plan-bfloat16": 60,
     "run": 130,
     "demo": 420,
     "search": 120,
@@ -369,6 +371,58 @@ def memory(say, dtype, tiny, models):
         say(rows)
 
 
+# The plan against the card
+
+
+def a_training(kind, tiny):
+    "(function that trains a model, its settings, how the plan sees them, tokens of an update)."
+    from psr_nb.dpo import DPOSettings, train_dpo
+    from psr_nb.sft import SFTSettings, train_sft
+    from psr_nb.studies.costs import Training
+
+    usual = dict(epochs=1, batch_size=16, micro_batch=8, gradient_checkpointing=True)
+    length, vocabulary = (64, 60) if tiny else (512, 60)  # ids that the demo's tokenizer has
+    if kind == "sft":
+        rows = [([5] * (length // 2), [6 + i % 50] * (length // 2)) for i in range(64)]
+        how = Training(8 * length, checkpointing=True)
+        return train_sft, rows, SFTSettings(**usual), how, 16 * length
+    from psr_nb.cli.bench import made_pairs
+
+    made = [made_pairs(2, length // 4, length // 8, vocabulary, i) for i in range(32)]
+    pairs = [replace(p, trajectory_id=f"t{i}") for i, both in enumerate(made) for p in both]
+    nodes = length // 4 + 2 * 2 * length // 8  # of a tree with two pairs
+    s = DPOSettings(**usual, tree_tokens=4 * nodes, precompute_reference=False)
+    how = Training(4 * nodes, 0, True, scored_by_reference=True, reference_held=True)
+    return train_dpo, pairs, s, how, 8 * nodes
+
+
+def plan(say, dtype, tiny, models):
+    "Peak memory and rate of trainings with weights of a type, planned and measured."
+    import torch
+
+    from psr_nb.sft import HardwareSettings, on_hardware
+    from psr_nb.studies.costs import GIB, model_shape, training_flops, training_memory
+
+    policy, rows, cuda = saved_models(models, tiny)[0], [], torch.cuda.is_available()
+    on_hardware(HardwareSettings(gpus=1, dtype=dtype))
+    for kind in ("sft", "dpo"):
+        train, data, s, how, tokens = a_training(kind, tiny)
+        how = replace(how, mixed=cuda, number=4 if dtype == "float32" else 2)
+        release()
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        ends = []
+        out = Path(tempfile.mkdtemp(dir=models)) / "out"
+        train(policy, data, out, s, progress=lambda *_, ends=ends: ends.append(time.time()))
+        held = torch.cuda.max_memory_allocated() / GIB if cuda else float("nan")
+        planned = sum(training_memory(model_shape(policy), how).values())
+        flops = training_flops(model_shape(policy), tokens, 256, how)
+        seconds = (ends[-1] - ends[0]) / max(1, len(ends) - 1)
+        row = {"training": kind, "dtype": dtype, "planned GiB": planned, "measured GiB": held}
+        rows.append(row | {"update s": seconds, "FLOP/s": flops / seconds})
+        say(rows)
+
+
 # The command
 
 
@@ -474,7 +528,7 @@ def one_part(name, place):
         os.replace(place.out / f"{name}.part", place.out / f"{name}.json")
 
     kind, _, dtype = name.partition("-")
-    typed = {"dpo": dpo, "flex": flex, "steps": steps, "engine": engine, "memory": memory}
+    typed = {"dpo": dpo, "flex": flex, "steps": steps, "engine": engine, "memory": memory, "plan": plan}
     whole = {"run": run, "demo": demo, "search": search}
     if dtype:
         typed[kind](say, dtype, place.tiny, place.models)
