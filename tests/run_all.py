@@ -119,7 +119,7 @@ def quick_tests() -> tuple[int, int, int]:
 
 def main():
     start, slow = time.time(), "--slow" in sys.argv
-    nb = slow_notebooks() if slow else examples(minutes=20)
+    nb = slow_notebooks() if slow else examples(minutes=30)
     if slow:
         py = tests("tests", "-m", "slow", "-n", "2", "--dist", "load", minutes=60)
     else:

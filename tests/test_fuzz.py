@@ -512,7 +512,7 @@ def test_settings_of_every_kind(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(5))
 def test_damaged_files_at_length(tmp_path, seed):
     fuzz(tmp_path, 4500, 100 + seed)
 
