@@ -47,6 +47,7 @@ from psr_nb.sft import (
     lora,
     make_trainer,
     on_hardware,
+    refuse_other_processes,
     trainer_arguments,
 )
 
@@ -831,6 +832,7 @@ def main(argv: list[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     try:
         s, hardware = command_settings(DPOSettings, args.set)
+        refuse_other_processes(hardware)
         on_hardware(hardware)
         pairs = read_jsonl(args.pairs, StepPair)
         pairs += read_jsonl(args.texts, LearntText) if args.texts else []

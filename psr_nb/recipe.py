@@ -109,8 +109,8 @@ _Factor = Annotated[Number, Field(ge=0, le=1000)] | None
 class GateSettings:
     "What is healthy. None lifts a gate. A run that was stopped goes on where its gate is changed."
 
-    # "stop" an arm that judges itself, before its next search or training, where a whole 95 % interval lies
-    # beyond a threshold, and warn where the figure does; or "warn" of both
+    # "stop" an arm whose steps a model judges, before its next search or training, where a whole 95 %
+    # interval lies beyond a threshold, and warn where the figure does; or "warn" of both
     action: Literal["stop", "warn"] = "stop"
     swap_consistency: _Share = 0.5  # least share of pairs with the same winner in both orders
     position_bias: _Share = (

@@ -33,6 +33,7 @@ __all__ = [
     "own_turns",
     "train_sft",
     "command_settings",
+    "refuse_other_processes",
     "main",
 ]
 
@@ -145,7 +146,9 @@ class TrainSettings:
     epochs: Annotated[NotNegative, Field(le=10_000)] = 1
     batch_size: AtLeastOne = 32  # rows (SFT) or at least so many pairs (DPO) in an optimizer step
     micro_batch: AtLeastOne = 8  # of them in one forward pass
-    schedule: str = "linear"  # transformers' name of a learning-rate schedule
+    schedule: Literal[
+        "linear", "cosine", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+    ] = "linear"  # transformers' name of a learning-rate schedule
     warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = 0
     weight_decay: Number = 0.0
     adam_beta2: Number = 0.999
@@ -254,7 +257,9 @@ def mixed(ift: list, eft: list, eft_share: float | None, seed: int = 0) -> tuple
 
 # %% ../nbs/07_sft.ipynb #c036
 def _none_fits(n: int, limit: int) -> str:
-    "What is said if all training rows are too long."
+    "What is said if all training rows are too long, or if there are none."
+    if not n:
+        return "there are no rows to train on"
     advice = "raise max_length or take a model with a longer context"
     return f"all {n} training rows are longer than {limit} tokens; {advice}"
 
@@ -958,8 +963,22 @@ def command_settings(cls: type, assignments: list[str]) -> tuple:
     given, hardware = {}, {}
     for name, _, value in (x.partition("=") for x in assignments):
         on_machine = name.startswith("hardware.")
-        (hardware if on_machine else given)[name.removeprefix("hardware.")] = yaml.safe_load(value)
+        try:
+            read = yaml.safe_load(value)
+        except yaml.YAMLError as e:
+            raise InputError(f"--set {name}: {value!r} is not YAML") from e
+        (hardware if on_machine else given)[name.removeprefix("hardware.")] = read
     return as_settings(cls, given, "--set"), as_settings(HardwareSettings, hardware, "--set hardware")
+
+
+def refuse_other_processes(h: HardwareSettings) -> None:
+    "InputError where other processes are asked for than were started: a command starts none of its own."
+    asked = (h.gpus or 1) * h.nodes
+    few = h.shard != "none" and world() == 1
+    if few or ((h.gpus or h.nodes > 1) and asked != world()):
+        named = f"hardware.shard: {h.shard}" if few else f"hardware.gpus and nodes: {asked} processes"
+        way = "start this with accelerate launch or torchrun, or leave it out"
+        raise InputError(f"--set {named}, where {world()} was started; {way}")
 
 
 def _domain(name: str) -> Domain:
@@ -967,7 +986,10 @@ def _domain(name: str) -> Domain:
     ours = {"math": "psr_nb.domains.maths:MATH", "arithmetic": "psr_nb.domains.arithmetic:ARITHMETIC"}
     module, _, attribute = ours.get(name, name).partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
+        if not isinstance(found, Domain):
+            raise ValueError(f"it is a {type(found).__name__}, not a Domain")
+        return found
     except (ImportError, AttributeError, ValueError) as e:
         raise InputError(
             f"--domain: {name!r} is neither math nor arithmetic, nor can it be imported ({e})"
@@ -1003,6 +1025,7 @@ def _train_files(args: argparse.Namespace) -> dict:
     from psr_nb.engine import load_tokenizer
 
     s, hardware = command_settings(SFTSettings, args.set)
+    refuse_other_processes(hardware)
     on_hardware(hardware)
     domain, tokenizer = _domain(args.domain), load_tokenizer(args.model)
     rows, left_out = mixed(*_file_rows(args.rows), s.eft_share, args.seed)

@@ -3,8 +3,11 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import time
 from functools import partial
 from multiprocessing import Pipe
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,3 +106,34 @@ def starving(model, settings):
 def test_want_of_memory_at_the_start_is_told():
     with pytest.raises(EngineError, match="could not be started: out of memory: take a smaller engine"):
         Fleet(starving, MODEL, EngineSettings(kind="transformers"), tokenizer=object(), start=forked)
+
+
+def with_a_process(model, settings):
+    "The instant engine, with a process below it, as vLLM's has, whose number it writes down."
+    started = subprocess.Popen(["sleep", "600"], stdin=subprocess.DEVNULL)
+    Path(os.environ["STARTED"]).write_text(str(started.pid))
+    return InstantEngine()
+
+
+def alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.parametrize("how", ["closed", "killed"])
+def test_what_an_engine_has_started_ends_with_it(tmp_path, monkeypatch, how):
+    monkeypatch.setenv("STARTED", str(tmp_path / "pid"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    settings, tok = EngineSettings(kind="transformers"), load_tokenizer(MODEL)
+    fleet = Fleet(with_a_process, MODEL, settings, replicas=1, tokenizer=tok)
+    generate(fleet, [Request([5, 5, 5], Sampling(n=2))])
+    first = int((tmp_path / "pid").read_text())
+    assert alive(first)
+    if how == "killed":
+        os.kill(fleet.workers[0].process.pid, signal.SIGKILL)
+        with pytest.warns(UserWarning, match="an engine of the fleet died"):
+            generate(fleet, [Request([5, 5, 5], Sampling(n=2))])
+        assert not alive(first) and alive(int((tmp_path / "pid").read_text()))
+    fleet.close()
+    time.sleep(0.2)
+    assert not alive(first) and not alive(int((tmp_path / "pid").read_text()))

@@ -255,7 +255,12 @@ REFUSED = [
         Hardware(card="RTX4090"),
         "sft: .* set sft.lora_rank: 64",
     ),
-    ("demo", {}, Hardware(), "parallel: 2 arms .* reserve 0.9 .* set engine.gpu_memory: 0.45"),
+    (
+        "demo",
+        {"engine.gpu_memory": 0.9},
+        Hardware(),
+        "parallel: 2 arms .* reserve 0.9 .* set engine.gpu_memory: 0.45",
+    ),
     ("demo", {"model": "no/such-model"}, Hardware(), "give a folder with its config.json"),
     (
         "qwen2.5-math-7b",
@@ -371,7 +376,7 @@ def test_a_run_that_can_not_fit_this_machine_is_not_begun():
     with pytest.raises(InputError, match="hardware.gpus: 8 processes on a node, which has 4"):
         check_run(load_recipe("qwen2.5-math-7b"), Hardware(gpus=4))
     with pytest.raises(InputError, match="parallel: 2 arms"):
-        check_run(load_recipe("demo"), Hardware())
+        check_run(load_recipe("demo", **{"engine.gpu_memory": 0.9}), Hardware())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_run(load_recipe("demo"))

@@ -61,8 +61,8 @@ SWITCHES = {
     "questions": [[9], [8, 8]],
 }
 
-# What a machine without a GPU and without vLLM can't do, and what needs another setting.
-REFUSED = {"dpo.attention": ["flex_attention"], "engine.kind": ["vllm"]}
+# What a machine without a GPU, vLLM and deepspeed can't do, and what needs another setting.
+REFUSED = {"dpo.attention": ["flex_attention"], "engine.kind": ["vllm"], "hardware.shard": ["zero3"]}
 REFUSED |= {"dpo.loss": ["aot", "aot_unpaired", "sft", "exo_pair"], "pairs.judgements": ["consistent"]}
 
 # Losses that go the same way as others through a run; `test_pair_settings` compares all.

@@ -126,7 +126,7 @@ PLANTED = (
     "The demo's weakness is planted: its model learned from hasty solutions that drop carries and from "
     "checks that do\nnot, so it judges better than it writes. The loop shows that this skill is elicited, "
     "not that a new one is found.\n"
-    "The random arm trains on as many steps with best and worst drawn by lot."
+    "The random arm draws best and worst by lot, on about as many pairs."
 )
 
 

@@ -33,6 +33,8 @@ def _listen(pipe: Connection, inbox: SimpleQueue):
         try:
             inbox.put(pipe.recv())
         except (EOFError, OSError):
+            if os.getpgid(0) == os.getpid():  # a worker of Ray may share its group with others
+                os.killpg(0, signal.SIGKILL)  # with what the engine has started, as vLLM does
             os._exit(0)
 
 
@@ -103,9 +105,26 @@ def _environment(number: int, replicas: int, s: EngineSettings) -> dict:
         threads = str(max(1, len(os.sched_getaffinity(0)) // replicas))
         return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = seen.split(",") if seen else [str(i) for i in range(torch.cuda.device_count())]
+    gpus = (
+        [g.strip() for g in seen.split(",")]
+        if seen
+        else [str(i) for i in range(torch.cuda.device_count())]
+    )
     first = number * s.tensor_parallel
     return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[first : first + s.tensor_parallel])}
+
+
+# %% ../../nbs/engines/fleet.ipynb #c017
+class _Process(subprocess.Popen):
+    "A worker's process, which is killed with all that it has started."
+
+    def __init__(self, *args, **given):
+        super().__init__(*args, start_new_session=True, **given)
+
+    def kill(self):
+        "Kill the process and its group, if there is any of it."
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
 
 def started_here(number: int, replicas: int, s: EngineSettings) -> tuple[subprocess.Popen, Connection]:
@@ -115,12 +134,12 @@ def started_here(number: int, replicas: int, s: EngineSettings) -> tuple[subproc
     code = f"from psr_nb.engines.fleet import Connection, worker; worker(Connection({n}))"
     environment = os.environ | _environment(number, replicas, s)
     command = [sys.executable, "-P", "-c", code]
-    process = subprocess.Popen(command, pass_fds=(n,), env=environment, stdin=subprocess.DEVNULL)
+    process = _Process(command, pass_fds=(n,), env=environment, stdin=subprocess.DEVNULL)
     theirs.close()  # else its end would not be seen
     return process, ours
 
 
-# %% ../../nbs/engines/fleet.ipynb #c018
+# %% ../../nbs/engines/fleet.ipynb #c020
 # (number of a worker, of workers, settings) -> its process, or what has its `wait` and `kill`, and its pipe
 Start = Callable[[int, int, EngineSettings], tuple[object, Connection]]
 
@@ -156,14 +175,14 @@ class _Worker:
         return f"exit status {status}" + (advice if status == -signal.SIGKILL else "")
 
 
-# %% ../../nbs/engines/fleet.ipynb #c021
+# %% ../../nbs/engines/fleet.ipynb #c023
 def _home(key, workers: int) -> int:
     "Number of the worker that a problem's requests go to; in a search a key is (problem, request)."
     problem = key[0] if isinstance(key, tuple) else key
     return zlib.crc32(repr(problem).encode()) % workers
 
 
-# %% ../../nbs/engines/fleet.ipynb #c025
+# %% ../../nbs/engines/fleet.ipynb #c027
 def _given_up(request: Request) -> list[Completion]:
     "What a request gets that no engine survives."
     return [Completion([], "", "length") for _ in range(request.sampling.n)]
@@ -176,7 +195,7 @@ def _added(usages: list[Usage], seconds: float) -> Usage:
     return Usage(**summed | {"seconds": seconds})
 
 
-# %% ../../nbs/engines/fleet.ipynb #c028
+# %% ../../nbs/engines/fleet.ipynb #c030
 class Fleet:
     """Several engines, each in a process of its own, that answer as one.
 
@@ -292,6 +311,7 @@ class Fleet:
     def _died(self, worker: _Worker):
         "Start another worker in a dead one's place; its requests wait for any, or are given up."
         why = worker.end
+        worker.process.kill()  # what it started, and left
         self.workers.remove(worker)
         if not worker.ready and not (self.begun and self.workers):
             self.close()

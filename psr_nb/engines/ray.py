@@ -41,7 +41,7 @@ def check_ray(address: str):
         _refuse_silent(address)
 
 
-# %% ../../nbs/engines/ray.ipynb #ckr2
+# %% ../../nbs/engines/ray.ipynb #c008
 def connected(address: str):
     "The ray module, connected to a cluster. InputError without the package or the cluster."
     check_ray(address)
@@ -58,7 +58,7 @@ def connected(address: str):
     return ray
 
 
-# %% ../../nbs/engines/ray.ipynb #c011
+# %% ../../nbs/engines/ray.ipynb #c013
 def folder_seen(model: str) -> list | None:
     "Names and sizes of a model folder's files as they are seen from here; None if it is none."
     if not os.path.isdir(model):
@@ -82,7 +82,7 @@ def refuse_not_shared(ray, model: str):
                 raise InputError(f"{said}; put the run on a file system that all nodes share")
 
 
-# %% ../../nbs/engines/ray.ipynb #c014
+# %% ../../nbs/engines/ray.ipynb #c016
 def _answer(address: tuple[str, int], key: bytes):
     "What runs on a node: a worker of the fleet that is connected to the driver."
     worker(Client(address, authkey=key))
@@ -95,7 +95,7 @@ def _hang_up(connection: Connection):
         connection.close()
 
 
-# %% ../../nbs/engines/ray.ipynb #c016
+# %% ../../nbs/engines/ray.ipynb #c018
 def _pass_on(source: Connection, to: Connection):
     "Hand on all that comes, until either side ends."
     try:
@@ -117,7 +117,7 @@ def _bridge(listener: Listener, theirs: Connection):
     _pass_on(remote, theirs)
 
 
-# %% ../../nbs/engines/ray.ipynb #c018
+# %% ../../nbs/engines/ray.ipynb #c020
 class _Task:
     "A worker's task on Ray, with what the fleet asks of a process."
 
@@ -135,8 +135,9 @@ class _Task:
 
     def kill(self):
         "End it."
-        self.listener.close()
-        self.ray.cancel(self.task, force=True)
+        with suppress(Exception):  # what has ended already, in any way
+            self.listener.close()
+            self.ray.cancel(self.task, force=True)
 
 
 def starter(ray, group) -> Start:
@@ -160,7 +161,7 @@ def starter(ray, group) -> Start:
     return start
 
 
-# %% ../../nbs/engines/ray.ipynb #c020
+# %% ../../nbs/engines/ray.ipynb #c022
 def _bundles(ray, replicas: int, s: EngineSettings) -> list[dict]:
     "What each engine needs. InputError if the cluster has not so much."
     there = ray.cluster_resources()

@@ -253,9 +253,8 @@ def placing_fault(b: Basis) -> str:
         return f"engine.tensor_parallel: {said}; set it to {max(n for n in dividing if n <= gpus)}"
     most = reachable(b) // s.tensor_parallel
     if (s.replicas or 1) > most:
-        said = (
-            f"{s.replicas} engines on {s.tensor_parallel} GPUs each, where there are {reachable(b)} GPUs"
-        )
+        each = f"{s.tensor_parallel} GPU{'s' * (s.tensor_parallel > 1)} each"
+        said = f"{s.replicas} engines on {each}, where there are {reachable(b)} GPUs"
         return f"engine.replicas: {said}; set it to {most}"
     return _share_fault(b)
 
@@ -287,8 +286,10 @@ def _would_fit(b: Basis) -> str:
     more = [n for n in tensor_parallel_values(b.shape) if n > s.tensor_parallel and engine_fits(b, n)]
     if not more:
         return "raise engine.gpu_memory, or take larger GPUs (--gpu-memory)"
-    there = "" if more[0] <= hw.gpus else f", on a node with as many GPUs (--gpus {more[0]})"
-    return f"engine.tensor_parallel: {more[0]} would leave room for keys and values{there}"
+    n, most = more[0], reachable(b) // more[0]
+    there = "" if n <= hw.gpus else f", on a node with as many GPUs (--gpus {n})"
+    fewer = f" with engine.replicas: {most}" if 0 < most < (s.replicas or 1) else ""
+    return f"engine.tensor_parallel: {n}{fewer} would leave room for keys and values{there}"
 
 
 def engine_fault(b: Basis) -> str:

@@ -85,6 +85,10 @@ def over_settings(given: list[str]) -> dict[str, list]:
         kept = [v for i, v in enumerate(found) if v not in found[:i]]
         if len(kept) < len(found):
             raise InputError(f"--over {text}: a value is there twice")
+        try:
+            json.dumps(found)
+        except TypeError as e:
+            raise InputError(f"--over {text}: {e}; quote it if a text is meant") from e
         out[name] = found
     return out
 
@@ -199,6 +203,11 @@ def read_sweep(path: str | Path) -> Sweep:
         if row["schema"] != SCHEMA:
             raise InputError(f"{file}: schema {row['schema']!r}, where this version reads {SCHEMA}")
         over, settings = dict(row["over"]), dict(row["set"])
+        lists = isinstance(row["recipe"], str) and all(isinstance(v, list) for v in over.values())
+        if not lists or not all(type(seed) is int for seed in row["seeds"]):
+            raise TypeError(
+                "recipe is no text, seeds are no whole numbers, or values of over are no lists"
+            )
         found = Sweep(row["recipe"], Path(path), over, list(row["seeds"]), settings)
         names = [m.name for m in found.members]
     except (KeyError, TypeError, ValueError, AttributeError) as e:
@@ -306,11 +315,13 @@ def stages(of: Run) -> dict[Stage, str]:
         r["search"], r["judge"], asdict(of.recipe.gates)
     )  # which check the judge before a search
     learning = _key(r["pairs"], r["dpo"], r["match_pairs"] and r["arms"])
-    out = {}
+    out, stop = {}, of.recipe.stop
     for arm, n, _ in of.models:
         model = m1 if arm == of.recipe.arms[0] else _key(m1, arm)  # of an M1
         if n > 1:
             before = out.get((arm, n - 1, "model"), m1)
+            if stop.patience and n > stop.patience + 1:  # an arm may have ended here, by its figures
+                before = _key(before, asdict(stop), measuring)
             out[arm, n, "search"] = _key(before, searching, arm, data[f"questions-{n}"])
             model = _key(out[arm, n, "search"], learning)
         if n > 1 or r["start"] == "M0":
