@@ -51,8 +51,9 @@ def added(where, progress):
 """
 
 PARENT = """
-import sys
+import signal, sys
 from psr_nb.jobs import Place, run_job
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
 processes, nodes, ray = sys.argv[2:]
 place = Place(processes=int(processes), nodes=int(nodes), ray=ray or None)
 run_job("toy_of_many:asleep", {"where": sys.argv[1]}, sys.argv[1] + "/jobs.log", place=place)
@@ -144,7 +145,7 @@ def test_a_killed_launcher_and_a_ctrl_c_leave_no_process_running(toy):
     assert b"asleep was killed, by someone or for want of memory" in parent.communicate()[1]
     parent, ranks, above = sleeping(toy, Place(processes=2))
     parent.send_signal(signal.SIGINT)
-    parent.wait()
+    parent.wait(60)
     assert not any(map(running, ranks + above))  # not even for a moment
 
 
