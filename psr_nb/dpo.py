@@ -32,7 +32,6 @@ from pydantic import Field
 
 from psr_nb.sft import (
     AtLeastOne,
-    HardwareSettings,
     Launched,
     NotNegative,
     Progress,

@@ -51,13 +51,8 @@ def furthest(one, other):
 
 
 def command(module, *arguments):
-    "A training's command on two processes, as `accelerate launch` starts it."
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", module]
-    return subprocess.run(
-        [sys.executable, *launch, *map(str, arguments)],
-        **dict(capture_output=True, text=True, timeout=600, env=ENVIRONMENT),
-    )
+    "A training's command on two processes. (`accelerate launch --cpu` would start one without MPI.)"
+    return torchrun("-m", module, *arguments)
 
 
 def test_two_processes_give_what_one_gives(tmp_path):

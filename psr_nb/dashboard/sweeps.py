@@ -40,7 +40,7 @@ from ..folder import Run, open_run, versions
 from ..health import why_ended
 from ..records import InputError
 from ..statistics import holm, over_seeds
-from ..studies.sweep import Member, Sweep, cell_name, is_sweep, read_sweep, sweep_command, written
+from ..studies.sweep import Member, Sweep, cell_name, read_sweep, sweep_command, written
 from .compare import evaluations
 from .figures import load_metrics
 from .html import html_table, note, plain

@@ -13,8 +13,6 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from ..engine import load_tokenizer
 from ..engines.prm import PRM, PRMFormat, filling_mask, padded_ids, prm_ids, prm_model, prm_words
 from ..files import write_whole
