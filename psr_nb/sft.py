@@ -981,6 +981,7 @@ def refuse_other_processes(h: HardwareSettings) -> None:
         raise InputError(f"--set {named}, where {world()} was started; {way}")
 
 
+# %% ../nbs/07_sft.ipynb #c151
 def _domain(name: str) -> Domain:
     "The domain called `name`, or yours as module:NAME. InputError if there is none."
     ours = {"math": "psr_nb.domains.maths:MATH", "arithmetic": "psr_nb.domains.arithmetic:ARITHMETIC"}
@@ -996,7 +997,7 @@ def _domain(name: str) -> Domain:
         ) from e
 
 
-# %% ../nbs/07_sft.ipynb #c154
+# %% ../nbs/07_sft.ipynb #c155
 def _file_rows(paths: list[str]) -> tuple[list[IFTRow], list[EFTRow]]:
     "(solutions, judgements) of JSONL files. InputError names a bad row."
     found = {IFTRow: [], EFTRow: []}
@@ -1019,7 +1020,7 @@ def _parser() -> argparse.ArgumentParser:
     return p
 
 
-# %% ../nbs/07_sft.ipynb #c156
+# %% ../nbs/07_sft.ipynb #c157
 def _train_files(args: argparse.Namespace) -> dict:
     "What the command does; figures of the training."
     from psr_nb.engine import load_tokenizer
@@ -1050,6 +1051,6 @@ def main(argv: list[str] | None = None) -> None:
         print(figures)
 
 
-# %% ../nbs/07_sft.ipynb #c163
+# %% ../nbs/07_sft.ipynb #c164
 if __name__ == "__main__" and "__file__" in globals():
     main()  # run as a module, not in a notebook
