@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -197,6 +198,10 @@ def completes(settings: dict, tmp_path: Path):
     files = [str(p.relative_to(folder)) for p in sorted(folder.rglob("*.json*"))]
     print(f"seed {seed}, killed {'in mid-run' if hit else 'too late'}: {files}")
     code, _, wrong = psr(*line, out=out)
+    if code == 2 and changed.get("judge.verdict") == "short":
+        # the demo's judge never learned to judge without an explanation, and may tie at every step
+        assert re.search("no pair to train on; steps [0-9]+.* tie [0-9]+", wrong), wrong
+        return
     assert code == 0, (code, wrong, told(settings))
     arms, last = changed["arms"], 1 + len(changed["questions"])
     code, said, wrong = psr("report", folder, "--json", out=out)
