@@ -209,6 +209,7 @@ def opinions_of(target: Target) -> dict[str, int]:
 
 
 def pair_name(pair: StepPair) -> str:
+    "What a pair is called in messages and in the rows of its judgements."
     return f"{pair.trajectory_id} step {pair.step}"
 
 
@@ -249,7 +250,7 @@ def _unweighted(target: Target, fates: Counter) -> Iterator[StepPair]:
 def own_pairs(target: Target, fates: Counter) -> Iterator[StepPair]:
     "An arm's own pairs, with their weights; the steps are counted in `fates` as they come by."
     pairs, s = _unweighted(target, fates), target.recipe.pairs
-    if target.recipe.pairs.weight != "none":
+    if s.weight != "none":
         mean = mean_margin(_unweighted(target, Counter()))
         pairs = (replace(p, weight=p.margin / mean) for p in pairs)
     if arm_of(target.arm).scorer == "flipped":
