@@ -308,6 +308,10 @@ def as_recipe(row: dict) -> Recipe:
     if isinstance(row, dict) and "arms" in row:
         row = row | {"arms": _arm_texts(row["arms"])}
     r = as_settings(Recipe, row)
+    if not r.name.isprintable():
+        raise InputError(
+            f"name: a run's folder can't be called {r.name!r}; leave out what can't be printed"
+        )
     if not 1 <= len(r.questions) <= MOST_ITERATIONS:
         raise InputError(f"questions: 1 to {MOST_ITERATIONS} iterations, not {len(r.questions)}")
     _refuse_arms(r.arms, domain_named(r.domain))

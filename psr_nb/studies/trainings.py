@@ -124,7 +124,7 @@ def micro_batches(b: Basis, section: str) -> float:
     s, x = b.recipe.dpo, b.lengths
     if s.packing == "pairs":
         return math.ceil(s.batch_size / s.micro_batch)
-    tokens = sum(dpo_tokens(b, 1)) / s.epochs / max(x.pairs, 1e-9)
+    tokens = sum(dpo_tokens(b, 1)) / max(s.epochs * x.pairs, 1e-9)
     return max(1, math.ceil(s.batch_size * tokens / s.tree_tokens))
 
 
