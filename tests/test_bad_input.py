@@ -200,7 +200,7 @@ def test_missing_files(psr, tmp_path):
         "no such file",
     )
     refused(psr("run", tmp_path / "none.yaml"), "none.yaml", "no such recipe")
-    refused(psr("report", tmp_path / "none"), "not a run")
+    refused(psr("report", tmp_path / "none"), "there is no such folder")
     refused(psr("report", tmp_path), "not a run")
 
 
