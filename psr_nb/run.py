@@ -27,14 +27,21 @@ from .engines.ready import Wanted, check_questions, check_ready
 from .files import locked, model_path, read_jsonl, write_jsonl
 from .folder import Run, Target, open_run
 from .gates import sentence, stops
-from .health import checks_judge, crossings, is_measured, note_search, why_ended
+from psr_nb.health import (
+    checks_judge,
+    crossings,
+    is_measured,
+    kept_health,
+    note_search,
+    why_ended,
+)
 from .jobs import Place, run_job, slurm_hosts, stop_jobs
 from .mend import mend
 from .prompts import Domain, check_tokenizer
 from .recipe import Recipe, arm_of, load_recipe
 from .records import InputError, Problem
 from .searches import asks_again, is_searched, pairs_of, to_roll_out
-from .sft import check_hardware
+from .sft import check_hardware, check_tracker
 from .work import domain_folder
 
 # %% ../nbs/20_run.ipynb #c007
@@ -133,6 +140,8 @@ def _check_nodes(r: Recipe):
 def check_places(r: Recipe):
     "InputError for GPUs, nodes or libraries that a recipe asks for and this machine doesn't have."
     check_hardware(r.hardware)
+    for kind in ("sft", "dpo"):
+        check_tracker(getattr(r, kind).report_to, f"{kind}.report_to")
     wanted, seen = r.hardware.gpus or 1, len(visible_gpus())
     if r.hardware.nodes > 1:
         _check_nodes(r)
@@ -167,6 +176,21 @@ class _Work:
         run_job(f"psr_nb.work:{job}", arguments, log, progress, place, (self.lock,), self.stopped)
 
 # %% ../nbs/20_run.ipynb #c021
+def _tell_crossings(target: Target):
+    "Warn of the gates that were crossed in the making of a model and don't stop its arm."
+    gates = target.recipe.gates
+    for at, c in crossings(target):
+        if not stops([c], gates, checks_judge(target)):
+            what = "the judge's check" if at == "check" else "the search"
+            warnings.warn(f"{target.arm} M{target.n}: {what}: {sentence(c)}", stacklevel=2)
+    unscored = kept_health(target).get("search", {}).get("unscored", {"value": 0})
+    if unscored["value"]:
+        share = f"{unscored['value']:.1%} of {unscored['n']} candidates do not fit the reward model's context"
+        warnings.warn(
+            f"{target.arm} M{target.n}: the search: {share}; such steps are ties", stacklevel=2
+        )
+
+# %% ../nbs/20_run.ipynb #c024
 def _train(work: _Work, target: Target, bar: _Bar) -> bool:
     "Make a model that is not there yet; False where its arm ends instead."
     there = (target.folder / "model").exists()
@@ -195,7 +219,7 @@ def _trained(work: _Work, target: Target, bar: _Bar) -> bool:
         raise
     return True
 
-
+# %% ../nbs/20_run.ipynb #c027
 def _run_arm(work: _Work, arm: str, bar: _Bar, numbers: list[int]):
     "Everything of some of one arm's models that is not done yet, and the searches for the models after them."
     for n in numbers:
@@ -208,16 +232,7 @@ def _run_arm(work: _Work, arm: str, bar: _Bar, numbers: list[int]):
         if not (is_measured(target) and searched):
             work.child("engine_job", target, bar)
 
-# %% ../nbs/20_run.ipynb #c022
-def _tell_crossings(target: Target):
-    "Warn of the gates that were crossed in the making of a model and don't stop its arm."
-    gates = target.recipe.gates
-    for at, c in crossings(target):
-        if not stops([c], gates, checks_judge(target)):
-            what = "the judge's check" if at == "check" else "the search"
-            warnings.warn(f"{target.arm} M{target.n}: {what}: {sentence(c)}", stacklevel=2)
-
-
+# %% ../nbs/20_run.ipynb #c028
 def _finish(todo: list, bars: dict[str, _Bar]):
     "Wait for what threads of a pool do, and tell how far it is. What one raises is raised here."
     while todo:
@@ -228,7 +243,7 @@ def _finish(todo: list, bars: dict[str, _Bar]):
         for bar in bars.values():
             bar.tell()
 
-# %% ../nbs/20_run.ipynb #c024
+# %% ../nbs/20_run.ipynb #c030
 def _run_arms(work: _Work, bars: dict[str, _Bar]):
     "M1, then all arms, `parallel` at a time. Whatever ends it early stops every child."
     r = work.run.recipe
@@ -246,7 +261,7 @@ def _run_arms(work: _Work, bars: dict[str, _Bar]):
         stop_jobs(work.stopped)
         raise
 
-# %% ../nbs/20_run.ipynb #c026
+# %% ../nbs/20_run.ipynb #c032
 def check_machine(r: Recipe, path: str | Path = ".") -> dict:
     "What `check_ready` finds. InputError for what this machine or the first model can't do."
     check_places(r)
@@ -267,7 +282,7 @@ def _first_model(run: Run) -> str:
     first = run.model(run.recipe.arms[0], 1)
     return first if os.path.exists(first) else model_path(run.recipe.model)
 
-# %% ../nbs/20_run.ipynb #c030
+# %% ../nbs/20_run.ipynb #c036
 def _check_room(run: Run, context: int):
     "Warn of questions that don't fit the first model's context, in tokens. InputError where none does."
     r = run.recipe
@@ -278,7 +293,7 @@ def _check_room(run: Run, context: int):
     tested = [p.question for name in held_out for p in read_jsonl(run.data(name), Problem)]
     check_questions(tokenizer, run.domain, tested, context, step if r.evaluate.mode == "search" else 1)
 
-# %% ../nbs/20_run.ipynb #c034
+# %% ../nbs/20_run.ipynb #c040
 def _check_second(run: Run, arm: str):
     "InputError for a second model that is not there, or can't judge in the run's domain."
     scorer, model = arm_of(arm).scorer, arm_of(arm).model
@@ -295,7 +310,8 @@ def _check_arms(run: Run):
     "InputError for an arm that lacks what it scores by."
     for arm in run.recipe.arms:
         _check_second(run, arm)
-    if "truth" in run.recipe.arms and run.domain.check is None:
+    knows = run.domain.check or run.domain.check_answer
+    if "truth" in run.recipe.arms and not knows:
         searched = [p for n in range(2, run.last + 1) for p in Target(run, "truth", n).questions]
         blank = [p.id for p in searched if p.answer is None]
         if blank:
@@ -304,23 +320,22 @@ def _check_arms(run: Run):
                 f"arms: 'truth' in the domain {run.domain.name!r} needs answers, and {said}"
             )
 
-# %% ../nbs/20_run.ipynb #c037
+# %% ../nbs/20_run.ipynb #c043
 def _with_domain(recipe: Recipe, domain: Domain | str | None) -> Recipe:
     "The recipe, with the domain that was given beside it. InputError for one that jobs can't find."
     name = name_of(domain) if isinstance(domain, Domain) else domain or recipe.domain
     return replace(recipe, domain=located(name))
 
-# %% ../nbs/20_run.ipynb #c040
+# %% ../nbs/20_run.ipynb #c046
 def run(
     recipe: Recipe | str,
     path: str | Path,
     quiet: bool = False,
     domain: Domain | str | None = None,  # in place of the recipe's: a Domain in a file, or its name
 ) -> Run:
-    """Run a recipe in a folder, or continue it there. `why_ended` says of an arm if it ended early.
+    """Run a recipe in a folder, or continue it there; see `why_ended` and, before, `studies.plan.check_run`.
 
-    `studies.plan.check_run` says before if it fits the memory. InputError for bad input, JobError if a child
-    process failed."""
+    InputError for bad input, JobError if a child process failed."""
     recipe = _with_domain(load_recipe(recipe) if isinstance(recipe, str) else recipe, domain)
     found = check_machine(recipe, path)  # which imports the domain, for it is named in this call
     try:

@@ -23,7 +23,7 @@ from .engine import Engine, seed_of
 from .engines.prm import PRM, prm_ids
 from .engines.second import ForSecond, relayed, to_second
 from .judge import Asking, JudgeSettings, JudgeSetup, judge_step, score_ids, score_solutions
-from .prompts import Domain, check_tokenizer, label_ids, step_candidate
+from .prompts import Domain, check_tokenizer, is_answer, label_ids, step_candidate
 from psr_nb.records import (
     Candidate,
     Completion,
@@ -208,13 +208,18 @@ def candidate_scores(
     return scorer(usable, t, setup, seed)
 
 # %% ../nbs/05_search.ipynb #c043
-def share_right(completions: list[Completion], gold: str, domain: Domain) -> float:
-    "Share of completions that end with the reference answer; one that is cut or unread doesn't."
+def share_right(
+    completions: list[Completion],
+    gold: str | None,  # None: the domain's oracle knows
+    domain: Domain,
+    question: str = "",  # for an oracle
+) -> float:
+    "Share of completions that end with the right answer; one that is cut or unread doesn't."
     whole = [c.text for c in completions if c.finish_reason != "length"]
     answers = Counter(domain.read(text) for text in whole)
     right = 0
     for answer, times in answers.items():
-        if answer is not None and domain.equal(gold, answer)[0]:
+        if is_answer(domain, question, gold, answer):
             right += times
     return right / len(completions)
 
@@ -239,7 +244,7 @@ def by_rollouts(
 ) -> Asking[tuple[list, list[float]]]:
     "Share of what the model writes behind each candidate that ends with the known answer."
     gold, domain = answers.get(t.problem_id), setup.domain
-    if gold is None:
+    if gold is None and domain.check_answer is None:
         return [], [0.5] * len(usable)
     wanted = [_rollouts(c, t, setup, seed("rollout", i)) for i, c in enumerate(usable)]
     asked = [request for request in wanted if request]
@@ -247,10 +252,10 @@ def by_rollouts(
     scores = []
     for c, request in zip(usable, wanted, strict=True):
         if request:
-            scores.append(share_right(next(received), gold, domain))
+            scores.append(share_right(next(received), gold, domain, t.question))
         else:
             said = domain.read(t.text + c.text) if c.final else None
-            scores.append(float(domain.equal(gold, said)[0]))
+            scores.append(float(is_answer(domain, t.question, gold, said)))
     return [], scores
 
 
@@ -366,9 +371,6 @@ def search(problem: Problem, setup: SearchSetup) -> Asking[Trajectory]:
     return t
 
 # %% ../nbs/05_search.ipynb #c083
-NO_SCORE = "(no score in this reply)"
-
-
 def _scoring(setup: SearchSetup) -> JudgeSettings:
     "How whole solutions are scored: a single written score by how likely each is, where each is one token."
     s = setup.judge
@@ -379,6 +381,9 @@ def _scoring(setup: SearchSetup) -> JudgeSettings:
     except InputError:
         return s
     return replace(s, verdict="weighed")
+
+# %% ../nbs/05_search.ipynb #c086
+NO_SCORE = "(no score in this reply)"
 
 
 def by_rubric(
@@ -405,7 +410,7 @@ def whole_solution(c: Completion) -> Candidate:
         c.ids, c.text, c.finish_reason == "eos", problem=problem if c.text.strip() else "empty"
     )
 
-# %% ../nbs/05_search.ipynb #c086
+# %% ../nbs/05_search.ipynb #c089
 def search_solutions(problem: Problem, setup: SearchSetup) -> Asking[Trajectory]:
     "The search without steps for one problem: its one round has whole solutions as candidates."
     s, tokenizer, domain = setup.settings, setup.tokenizer, setup.domain
@@ -432,7 +437,7 @@ def _asked_once(request: Request) -> Asking[list]:
     "Ask one request."
     return (yield [request])
 
-# %% ../nbs/05_search.ipynb #c089
+# %% ../nbs/05_search.ipynb #c092
 class UnderWay:
     "Generators under way on an engine, with the answers that have come for each."
 
@@ -470,7 +475,7 @@ class UnderWay:
             if None not in self.answers[key]:
                 self.advance(key, self.answers.pop(key))
 
-# %% ../nbs/05_search.ipynb #c093
+# %% ../nbs/05_search.ipynb #c096
 def drive(
     engine: Engine,
     searches: Iterable[tuple[object, Generator[Any, Any, Any]]],

@@ -238,7 +238,7 @@ def _at(pairs: Iterator[StepPair], places: Container[int] | None) -> Iterator[St
     "The pairs at some places of all, counted from 0; None are all places."
     return pairs if places is None else (p for i, p in enumerate(pairs) if i in places)
 
-
+# %% ../nbs/16_searches.ipynb #c044
 def own_pairs(
     target: Target, fates: Counter, places: Container[int] | None = None
 ) -> Iterator[StepPair]:
@@ -253,7 +253,7 @@ def own_pairs(
         return map(flipped, pairs)
     return pairs if s.judgements == "off" else chain(pairs, _of_judgements(target, fates))
 
-
+# %% ../nbs/16_searches.ipynb #c048
 def _number_of(target: Target) -> int:
     "The number of an arm's own pairs."
     return sum(1 for _ in _unweighted(target, Counter()))
@@ -262,14 +262,14 @@ def _number_of(target: Target) -> int:
 def matched(target: Target) -> int:
     """How many pairs every arm of a run trains model `n` on, with `match_pairs`; 0 where none has any.
 
-    It is what the first of them was given, or else the least number of those that have searched and have any."""
+    It is what the first of them was given, or else the least number of those that have any by now."""
     every = [replace(target, arm=arm) for arm in target.recipe.arms]
     given = [rows_in(t.folder / "pairs.jsonl") for t in every]
     if any(given):
         return max(given)
     return min((n for n in map(_number_of, filter(is_searched, every)) if n), default=0)
 
-
+# %% ../nbs/16_searches.ipynb #c051
 def pairs_of(target: Target, fates: Counter) -> Iterator[StepPair]:
     """The pairs to train on: all of an arm's own, or as many as every arm has; none where these are fewer.
 
@@ -285,7 +285,7 @@ def pairs_of(target: Target, fates: Counter) -> Iterator[StepPair]:
     if own > fates["pairs"]:
         fates["left out to match" if enough else "too few to match"] = own - fates["pairs"]
 
-# %% ../nbs/16_searches.ipynb #c047
+# %% ../nbs/16_searches.ipynb #c057
 def why_none(target: Target, fates: dict[str, int]) -> str:
     "What to say when a search gave no pair: what became of its steps and its candidates."
 
@@ -309,7 +309,7 @@ def why_none(target: Target, fates: dict[str, int]) -> str:
     where = target.run.path
     return f"{said}. `psr_nb report {where}` shows them; changed settings need a folder of their own"
 
-# %% ../nbs/16_searches.ipynb #c050
+# %% ../nbs/16_searches.ipynb #c060
 @dataclass
 class LiveRow:
     "The rollouts of a round that was judged."
@@ -334,7 +334,7 @@ def _rolled_out(
             path[s.k] = replace(s, rolled_back=False)
     return rows or [LiveRow(t.problem_id, -1, [])]
 
-# %% ../nbs/16_searches.ipynb #c053
+# %% ../nbs/16_searches.ipynb #c064
 def _of_live(target: Target) -> list[LiveRow]:
     "The rollouts that are there of the search for a model."
     file = target.folder / "live.jsonl"
@@ -345,7 +345,7 @@ def _known(target: Target) -> dict[tuple[str, int], list[bool | None]]:
     "Which candidates are right by their rollouts, as `LiveJudge` takes it."
     return {(row.id, row.round): [x > 0 for x in row.shares] for row in _of_live(target)}
 
-
+# %% ../nbs/16_searches.ipynb #c067
 def to_roll_out(target: Target) -> dict[str, str]:
     "Problem id -> known answer of the questions that rollouts are asked for and still to be made of."
     n, scorer = target.recipe.gates.live_questions, arm_of(target.arm).scorer
@@ -372,7 +372,7 @@ def roll_out(target: Target, engine, progress: Callable[[str, int, int], None]):
         progress("rolling out", n, len(answers))
     phase.end()
 
-# %% ../nbs/16_searches.ipynb #c057
+# %% ../nbs/16_searches.ipynb #c071
 def made_of(run: Run, arm: str, n: int) -> dict:
     "What made model `n`: search, pairs and training in figures."
     target, training = Target(run, arm, n), Path(run.model(arm, n)) / "training.json"

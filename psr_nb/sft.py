@@ -6,7 +6,7 @@
 __all__ = ['IdRow', 'NotNegative', 'AtLeastOne', 'Progress', 'ift_ids', 'eft_ids', 'score_row_ids', 'TrainSettings',
            'SFTSettings', 'HardwareSettings', 'on_hardware', 'check_hardware', 'load_trainable', 'mixed', 'fitting',
            'context_of', 'packed', 'trainer_arguments', 'lora', 'own_random_state', 'Launched', 'make_trainer',
-           'work_of', 'done_before', 'in_memory', 'fit', 'own_turns', 'train_sft', 'command_settings',
+           'work_of', 'done_before', 'in_memory', 'check_tracker', 'fit', 'own_turns', 'train_sft', 'command_settings',
            'refuse_other_processes', 'main']
 
 # %% ../nbs/07_sft.ipynb #c002
@@ -131,6 +131,8 @@ class TrainSettings:
     lora_alpha: int = 16
     gradient_checkpointing: bool = False
     checkpoint_every: AtLeastOne = 100  # optimizer steps
+    # who is told of the losses beside `training.jsonl`; TensorBoard's files go beside the model
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
     # Weight of the loss that keeps the experts of a mixture of experts equally busy (usually 0.001 to 0.02).
     # It is never added unasked, whatever the model's own configuration says.
     router_aux_loss_coef: NotNegative = 0.0
@@ -378,7 +380,8 @@ def trainer_arguments(s: TrainSettings, out: Path, seed: int) -> dict:
         save_steps=s.checkpoint_every,
         save_total_limit=2,
         logging_steps=1,
-        report_to="none",
+        report_to=s.report_to,
+        run_name=str(out),
         disable_tqdm=True,
         max_length=None,
         use_cpu=not cuda,
@@ -624,7 +627,23 @@ def in_memory(trainer) -> Iterator[None]:
             f"process {rank()} ran out of memory on {own_device()} in training; {way}"
         ) from e
 
-# %% ../nbs/07_sft.ipynb #c103
+# %% ../nbs/07_sft.ipynb #c104
+def check_tracker(name: str, setting: str = "report_to"):
+    "InputError for a tracker whose library isn't installed."
+    libraries = {"tensorboard": ("tensorboard", "tensorboardX")}.get(name, (name,))
+    if name != "none" and not any(importlib.util.find_spec(library) for library in libraries):
+        raise InputError(
+            f"{setting}: {name} isn't installed; pip install {libraries[-1]}, or set it to none"
+        )
+
+
+def _keep_tracked(trainer, out: Path):
+    "TensorBoard's files beside the model, where the end of the training leaves them."
+    for callback in trainer.callback_handler.callbacks:
+        if type(callback).__name__ == "TensorBoardCallback" and callback.logging_dir is None:
+            callback.logging_dir = str(out.parent / "tensorboard")
+
+# %% ../nbs/07_sft.ipynb #c106
 def fit(trainer, tokenizer, out: Path, facts: dict, progress: Progress) -> dict:
     """Train, from the last whole checkpoint if there is one, and save model, loss curve and figures at `out`
     in one move. The figures are `facts`, the number of updates, and the first and the last loss."""
@@ -632,6 +651,7 @@ def fit(trainer, tokenizer, out: Path, facts: dict, progress: Progress) -> dict:
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_callback(progress))
+    _keep_tracked(trainer, out)
     work = Path(trainer.args.output_dir)
     _drop_torn(work)
     trainer.accelerator.wait_for_everyone()
@@ -651,7 +671,7 @@ def fit(trainer, tokenizer, out: Path, facts: dict, progress: Progress) -> dict:
     trainer.accelerator.wait_for_everyone()
     return facts
 
-# %% ../nbs/07_sft.ipynb #c107
+# %% ../nbs/07_sft.ipynb #c110
 _NO_BORDER = 1 << 60
 
 
@@ -670,7 +690,7 @@ def _keeps_apart(net, data) -> bool:
     two = _two(data, length_border(net.config) or _NO_BORDER)
     return len(two) < 2 or agrees(net, _one_row([_joined(two)]), fused=False)
 
-# %% ../nbs/07_sft.ipynb #c110
+# %% ../nbs/07_sft.ipynb #c113
 def _plain(trainer):
     "The causal language model in training, without PEFT's wrapper."
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -693,7 +713,7 @@ def _by_row_if_needed(trainer, longest: int) -> None:
     warnings.warn(f"{why}. Such rows go through the model one by one, which is slower", stacklevel=2)
     learn_rows(model, border)
 
-# %% ../nbs/07_sft.ipynb #c113
+# %% ../nbs/07_sft.ipynb #c116
 def _pack(data, lengths: list[int], s: SFTSettings, path: Path) -> tuple:
     "(packed rows on disk, arguments of SFTConfig that make batches of them)."
     packs, parts = _packs(lengths, s.pack_tokens), data.data.to_batches()
@@ -719,7 +739,7 @@ def _padded(s: SFTSettings) -> dict:
         train_sampling_strategy="group_by_length",
     )
 
-# %% ../nbs/07_sft.ipynb #c116
+# %% ../nbs/07_sft.ipynb #c119
 class _Routed:
     "For an SFTTrainer: adds the loss that balances routers."
 
@@ -736,7 +756,7 @@ class _Routed:
         counts = world() * (inputs["labels"] != -100).any()  # gradients are averaged over the processes
         return loss + counts * self.router_weight * balance / parts
 
-# %% ../nbs/07_sft.ipynb #c120
+# %% ../nbs/07_sft.ipynb #c123
 def own_turns(batches: list[dict], rank: int, world: int) -> list[dict | None]:
     "As many turns as there are batches: None, then those of process `rank` of `world`, each has as many."
     mine = batches[rank::world]
@@ -767,7 +787,7 @@ class _Turns:
         "What transformers estimates of a turn."
         return 0 if inputs is None else super().floating_point_ops(inputs)
 
-# %% ../nbs/07_sft.ipynb #c124
+# %% ../nbs/07_sft.ipynb #c127
 class _Order(torch.utils.data.Sampler):
     "The order of an epoch by transformers' sampler `inner`: the same in all processes, and when resumed."
 
@@ -809,7 +829,7 @@ class _Ordered:
         self.kept_order = torch.load(kept, weights_only=True) if kept.exists() else None
         super()._load_from_checkpoint(checkpoint, model)
 
-# %% ../nbs/07_sft.ipynb #c127
+# %% ../nbs/07_sft.ipynb #c130
 @functools.cache
 def _trainer_class():
     "TRL's SFTTrainer with the classes above mixed in."
@@ -817,7 +837,7 @@ def _trainer_class():
 
     return type("LaunchedSFTTrainer", (_Routed, _Turns, _Ordered, Launched, SFTTrainer), {})
 
-# %% ../nbs/07_sft.ipynb #c130
+# %% ../nbs/07_sft.ipynb #c133
 def _collator(s: SFTSettings, tokenizer, vocabulary: int):
     "What makes a batch of rows; None leaves it to TRL, which pads with the tokenizer's own id."
     if s.pack_tokens:
@@ -829,7 +849,7 @@ def _collator(s: SFTSettings, tokenizer, vocabulary: int):
 
     return DataCollatorForLanguageModeling(pad_token_id=pad)
 
-# %% ../nbs/07_sft.ipynb #c134
+# %% ../nbs/07_sft.ipynb #c137
 def _batches(net, data, lengths: list[int], s: SFTSettings, files: Path) -> tuple:
     "(rows on disk, arguments of SFTConfig, settings): packed where that is asked for and right, else padded."
     if s.pack_tokens and not _keeps_apart(net, data):
@@ -869,7 +889,7 @@ def _sft_trainer(net, tokenizer, ids: Iterable[IdRow], out: Path, s: SFTSettings
         trainer.routers, trainer.router_weight = Routers(_plain(trainer)), s.router_aux_loss_coef
     return trainer, figures
 
-# %% ../nbs/07_sft.ipynb #c138
+# %% ../nbs/07_sft.ipynb #c141
 def train_sft(
     model: str,  # folder or hub id
     ids: Iterable[IdRow],  # may be an iterator: rows are looked at once
@@ -891,7 +911,7 @@ def train_sft(
     trainer, figures = _sft_trainer(net, tokenizer, ids, out, s, seed)
     return fit(trainer, tokenizer, out, figures, progress)
 
-# %% ../nbs/07_sft.ipynb #c150
+# %% ../nbs/07_sft.ipynb #c153
 def command_settings(cls: type, assignments: list[str]) -> tuple:
     "(settings of class `cls`, those of the hardware) from `--set` arguments. InputError for a wrong one."
     given, hardware = {}, {}
@@ -914,7 +934,7 @@ def refuse_other_processes(h: HardwareSettings) -> None:
         way = "start this with accelerate launch or torchrun, or leave it out"
         raise InputError(f"--set {named}, where {world()} was started; {way}")
 
-# %% ../nbs/07_sft.ipynb #c154
+# %% ../nbs/07_sft.ipynb #c157
 def _file_rows(paths: list[str]) -> tuple[list[IFTRow], list[EFTRow]]:
     "(solutions, judgements) of JSONL files. InputError names a bad row."
     found = {IFTRow: [], EFTRow: []}
@@ -936,7 +956,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--set", action="append", default=[], metavar="SETTING=VALUE", help=how)
     return p
 
-# %% ../nbs/07_sft.ipynb #c156
+# %% ../nbs/07_sft.ipynb #c159
 def _train_files(args: argparse.Namespace) -> dict:
     "What the command does; figures of the training."
     from psr_nb.engine import load_tokenizer
@@ -966,6 +986,6 @@ def main(argv: list[str] | None = None) -> None:
     if rank() == 0:
         print(figures)
 
-# %% ../nbs/07_sft.ipynb #c163
+# %% ../nbs/07_sft.ipynb #c166
 if __name__ == "__main__" and "__file__" in globals():
     main()  # run as a module, not in a notebook

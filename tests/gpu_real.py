@@ -263,14 +263,16 @@ def changed_pairs(solutions: list) -> list:
     "EFT rows from solutions with one number changed, the verdict alone."
     from dataclasses import replace
 
+    from psr_nb.domains.maths import MATH
     from psr_nb.questions.solutions import simple_eft
 
     rng = random.Random(0)
-    return [replace(row, explanation="") for s in solutions for row in simple_eft(s, rng)]
+    return [replace(row, explanation="") for s in solutions for row in simple_eft(s, rng, MATH)]
 
 
 def parts_of(place: Place) -> dict:
     "What every question is for: lists of problems (search, test) and of solutions."
+    from psr_nb.domains.maths import MATH
     from psr_nb.questions.solutions import ift_from_solution
 
     s, train, test = place.sizes, problems(place, "train"), problems(place, "test")
@@ -282,7 +284,7 @@ def parts_of(place: Place) -> dict:
     held = test[s.test :]
     out |= {"held changed": held[::2], "held sampled": held[1::2]}
     solved = out.keys() - {"test", "search"}
-    return {k: [ift_from_solution(p) for p in v] if k in solved else v for k, v in out.items()}
+    return {k: [ift_from_solution(p, MATH) for p in v] if k in solved else v for k, v in out.items()}
 
 
 def write(place: Place, name: str, rows: list):

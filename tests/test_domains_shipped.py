@@ -91,10 +91,7 @@ def test_a_step_of_another_problem_is_refused():
         taken = 0
         for p, other in zip(problems, problems[1:], strict=False):
             step = solved(other)[-1]
-            taken += (
-                bool(domain.check(p.question, solved(p)[:-1], step))
-                and p.answer != other.answer
-            )
+            taken += bool(domain.check(p.question, solved(p)[:-1], step)) and p.answer != other.answer
         assert taken == 0
 
 
@@ -218,7 +215,7 @@ def tiny(folder: Path, name: str):
     sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
     ends = dict(pad_token_id=0, eos_token_id=1, bos_token_id=None)
     LlamaForCausalLM(
-        LlamaConfig(len(tok), max_position_embeddings=512, **sizes, **ends)
+        LlamaConfig(vocab_size=len(tok), max_position_embeddings=512, **sizes, **ends)
     ).save_pretrained(folder)
     tok.save_pretrained(folder)
 
@@ -236,7 +233,7 @@ def test_a_run_of_a_domain(name, tmp_path):
         "domain": name,
         "questions": [12],
         "arms": ["random"],
-        "data": files | {"eft": "corrupted"},
+        "data": files | {"eft": "corrupted", "eft_limit": 40},
         "sft": {"learning_rate": 0.02, "epochs": 2, "batch_size": 8},
         "search": {"w": 3, "temperature": 1.0, "max_steps": 2, "max_step_tokens": 60, "on_tie": "skip"},
         "judge": {"max_tokens": 8},

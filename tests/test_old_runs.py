@@ -27,14 +27,19 @@ SETTINGS = {
 }
 RUN = ("run", "fast", *[x for name, value in SETTINGS.items() for x in ("--set", f"{name}={value}")])
 ENGINE = ("--domain", "arithmetic", "--engine", "transformers", "--dtype", "float32")
+MODEL = ("--model", f"demo-m1={FIXTURES / 'demo-m1'}")  # that of the evaluations, shipped until 0.1.0
 EVAL = (
-    *"eval --model packaged:models/demo-m1 --limit 8 --max-tokens 110 --mode sample --samples 3".split(),
+    "eval",
+    *MODEL,
+    *"--limit 8 --max-tokens 110 --mode sample --samples 3".split(),
     "--bench",
     packaged("demo/test.jsonl"),
     *ENGINE,
 )
 JUDGE_EVAL = (
-    *"judge-eval --model packaged:models/demo-m1 --pairs packaged:demo/judge_test.jsonl".split(),
+    "judge-eval",
+    *MODEL,
+    *"--pairs packaged:demo/judge_test.jsonl".split(),
     *"--limit 12 --max-tokens 90".split(),
     *ENGINE,
 )

@@ -254,4 +254,4 @@ def test_training_data_without_a_question(run, row):
 
 def test_an_ordinary_run_is_read_as_before(run):
     assert look(run.path).run.recipe == run.recipe
-    assert len(phase_table(run)) == 20 and not run_index(run, 2).notes
+    assert len(phase_table(run)) == 23 and not run_index(run, 2).notes

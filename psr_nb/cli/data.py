@@ -618,7 +618,7 @@ def _make_eft(args, domain, problems: list, rejects: list):
     print(f"train.jsonl, test.jsonl, fell.jsonl and README.md are in {args.out}")
     _push(args)
 
-
+# %% ../../nbs/cli/data.ipynb #c081
 def _refuse_examples(args, domain):
     "InputError for worked examples in a domain that they are not of."
     if args.examples and domain.name != "math":
@@ -641,7 +641,7 @@ def make_eft(args):
     with locked(args.out):
         _make_eft(args, domain, *asked)
 
-# %% ../../nbs/cli/data.ipynb #c083
+# %% ../../nbs/cli/data.ipynb #c086
 def held_out(rows: list, share: float, seed: int = 0) -> tuple[list, list]:
     """(training rows, test rows) of labelled solutions: about `share` of them, by question, are for the test.
 
@@ -661,7 +661,7 @@ def held_out(rows: list, share: float, seed: int = 0) -> tuple[list, list]:
         test += by_question[questions.pop()]
     return [r for q in sorted(questions) for r in by_question[q]], test
 
-# %% ../../nbs/cli/data.ipynb #c087
+# %% ../../nbs/cli/data.ipynb #c090
 def _prm_options(c):
     "The options of `data prm`."
     c.add_argument("labels", help="file or hub data set")
@@ -672,7 +672,7 @@ def _prm_options(c):
     c.add_argument("--batch-size", type=whole(1, 10**6), default=32)
     c.add_argument("--test-share", type=SHARE, default=0.05)
 
-# %% ../../nbs/cli/data.ipynb #c090
+# %% ../../nbs/cli/data.ipynb #c093
 def _try_prm(args, domain, test: list):
     "Print how many held-out steps the trained model judges rightly."
     from psr_nb.datagen.prm import PRM, prm_accuracy
@@ -704,7 +704,7 @@ def make_prm(args):
     if test:
         _try_prm(args, domain, test)
 
-# %% ../../nbs/cli/data.ipynb #c094
+# %% ../../nbs/cli/data.ipynb #c097
 _COMMANDS = (
     ("ift", make_ift, _ift_options, "cut worked solutions into steps, with one check for all"),
     (

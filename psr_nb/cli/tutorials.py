@@ -14,18 +14,20 @@ from ..files import packaged, write_whole
 from ..records import InputError
 
 # %% ../../nbs/cli/tutorials.ipynb #c006
-HOME = (
-    "https://github.com/psr-nb/psr_nb/blob/main/nbs/"  # where the notebooks can be read that aren't here
-)
+# where the notebooks can be read that aren't here
+HOME = "https://github.com/psr-nb/psr_nb/blob/main/nbs/"
+
+
+def _home() -> Path:
+    "The folder of the tutorials."
+    root = packaged()
+    both = (root / "tutorials", root.parent / "nbs" / "tutorials")
+    return next((d for d in both if d.is_dir()), both[0])
 
 
 def tutorials() -> dict[str, Path]:
     "The tutorials that ship with psr_nb, by name."
-    root = packaged()
-    folder = next(
-        (d for d in (root / "tutorials", root.parent / "nbs" / "tutorials") if d.is_dir()), root
-    )
-    return {p.stem: p for p in sorted(folder.glob("*.ipynb"))}
+    return {p.stem: p for p in sorted(_home().glob("*.ipynb"))}
 
 # %% ../../nbs/cli/tutorials.ipynb #c009
 def _link(match: re.Match) -> str:
@@ -48,6 +50,12 @@ def moved(text: str) -> str:
     return json.dumps(nb, indent=1, ensure_ascii=False) + "\n"
 
 # %% ../../nbs/cli/tutorials.ipynb #c012
+def _is_read(path: Path) -> bool:
+    "Is it a file that a tutorial reads?"
+    hidden = any(part.startswith((".", "_")) for part in path.relative_to(_home()).parts)
+    return path.is_file() and path.suffix not in (".ipynb", ".py", ".pyc") and not hidden
+
+
 def write_tutorials(out: str | Path) -> list[Path]:
     "Write the tutorials into a folder; their files. InputError where one of them is there already."
     folder = Path(out)
@@ -59,6 +67,10 @@ def write_tutorials(out: str | Path) -> list[Path]:
     for name, path in tutorials().items():
         files.append(folder / f"{name}.ipynb")
         write_whole(files[-1], moved(path.read_text("utf-8")))
+    for path in filter(_is_read, _home().rglob("*")):
+        to = folder / path.relative_to(_home())
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_bytes(path.read_bytes())
     return files
 
 

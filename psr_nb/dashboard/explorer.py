@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FRAME_STYLE', 'RunReader', 'Pulse', 'line_html', 'remarks_html', 'ExplorerFrame', 'runs_named', 'RunExplorer']
 
-# %% ../../nbs/dashboard/explorer.ipynb #c003
+# %% ../../nbs/dashboard/explorer.ipynb #c006
 import asyncio
 import functools
 import html
@@ -14,13 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import ipywidgets as W
+from IPython.display import display
 
 from .addresses import TABS, Address, read_address
 from .html import MATRIX_STYLE, STYLE, VIEW_STYLE, badge, note, plain
+from .overview import OVERVIEW_STYLE, several_html
 from .runs import Index, Look, look, run_index, state
+from .still import still_html
 from .sweeps import member_folders, sweep_part
-from .tab_audit import AuditTab
-from .tab_compare import CompareTab
+from .tab_audit import AUDIT_STYLE, AuditTab
+from .tab_compare import COMPARE_STYLE, CompareTab
 from .tab_overview import OverviewTab
 from .tab_steps import StepsTab
 from psr_nb.dashboard.widgets import (
@@ -35,7 +38,7 @@ from psr_nb.dashboard.widgets import (
 )
 from ..records import InputError
 
-# %% ../../nbs/dashboard/explorer.ipynb #c006
+# %% ../../nbs/dashboard/explorer.ipynb #c009
 _SMALL = 20_000_000  # bytes of searches that are read at once when a run is opened
 
 
@@ -100,7 +103,7 @@ class RunReader:
                 self.index(a, f"M{n}")
         return found
 
-# %% ../../nbs/dashboard/explorer.ipynb #c009
+# %% ../../nbs/dashboard/explorer.ipynb #c012
 class Pulse:
     "Awaits a function every few seconds, in the kernel's event loop."
 
@@ -124,12 +127,15 @@ class Pulse:
             self.task.cancel()
             self.task = None
 
-# %% ../../nbs/dashboard/explorer.ipynb #c012
+# %% ../../nbs/dashboard/explorer.ipynb #c015
 FRAME_STYLE = """
 .psr-explorer{padding:.2rem .4rem;container-type:inline-size}
-.psr-explorer .widget-tab-contents,.psr-explorer .jupyter-widget-tab-contents{padding:.4rem;\
-border-color:var(--psr-line);background:var(--psr-surface)}
-.psr-explorer .widget-html-content{font-size:13px;line-height:1.5}
+.psr-explorer .widget-tab-contents.widget-tab-contents,.psr-explorer .jupyter-widget-Collapse-contents\
+{padding:.4rem;border-color:var(--psr-line);background:var(--psr-surface) !important;color:var(--psr-text)}
+.psr-explorer .lm-TabBar-tab,.psr-explorer .jupyter-widget-Collapse-header\
+{color:var(--psr-text) !important;background:var(--psr-raised) !important}
+.psr-explorer .lm-TabBar-tab.lm-mod-current{background:var(--psr-surface) !important;font-weight:600}
+.psr-explorer .widget-html-content{font-size:13px;line-height:1.5;min-width:0}
 .psr-head{flex-flow:row wrap;align-items:center;overflow:visible;gap:2px 6px}
 .psr-headline{font-size:17px;line-height:1.35;font-weight:600;margin:.2rem 0}
 .psr-line{position:relative;height:1.7em}
@@ -140,7 +146,8 @@ border-radius:4px;padding:0 .5rem}
 .psr-line>div:hover,.psr-line>div:focus{white-space:normal;z-index:15;overflow-wrap:anywhere;\
 box-shadow:0 0 0 1px var(--psr-warn)}
 .psr-line>details[open]{z-index:15;background:var(--psr-surface);box-shadow:0 0 0 1px var(--psr-line)}
-.psr-explorer summary:focus-visible,.psr-explorer button:focus-visible,.psr-explorer .psr-line>div:focus-visible,\
+.psr-explorer summary:focus-visible,.psr-explorer button:focus-visible,\
+.psr-explorer .psr-line>div:focus-visible,\
 .psr-explorer .lm-TabBar-tab:focus-visible{outline:2px solid var(--psr-focus);outline-offset:-2px}
 .psr-explorer .widget-inline-hbox,.psr-explorer .widget-box{min-width:0}
 """
@@ -163,8 +170,9 @@ def remarks_html(notes: list[str]) -> str:
     inside = "".join(map(note, notes))
     return f'<div class="psr-line"><details><summary>{first}{more}</summary>{inside}</details></div>'
 
-# %% ../../nbs/dashboard/explorer.ipynb #c014
-_STYLES = STYLE + MATRIX_STYLE + VIEW_STYLE + PLOTLY_STYLE + FRAME_STYLE
+# %% ../../nbs/dashboard/explorer.ipynb #c017
+_TABS = OVERVIEW_STYLE + COMPARE_STYLE + AUDIT_STYLE
+_STYLES = STYLE + MATRIX_STYLE + VIEW_STYLE + PLOTLY_STYLE + _TABS + FRAME_STYLE
 
 
 class ExplorerFrame(W.VBox):
@@ -235,7 +243,7 @@ class ExplorerFrame(W.VBox):
         finally:
             self.bar.offering = False
 
-# %% ../../nbs/dashboard/explorer.ipynb #c017
+# %% ../../nbs/dashboard/explorer.ipynb #c020
 _TAB_KEYS = {"g o": 0, "g s": 1, "g i": 2, "g a": 3}  # a key for each tab, by its place
 
 
@@ -253,7 +261,7 @@ def runs_named(path: str | Path | list) -> dict[str, Path]:
         found[name] = f
     return found
 
-# %% ../../nbs/dashboard/explorer.ipynb #c019
+# %% ../../nbs/dashboard/explorer.ipynb #c022
 class RunExplorer(ExplorerFrame):
     """The folder of a run or of a sweep, or several runs, to walk through.
 
@@ -294,6 +302,15 @@ class RunExplorer(ExplorerFrame):
         growing = self.look.run and any("at work" in x for x in self.look.notes)
         if live or (live is None and growing):
             self.live.value = True
+
+    def _ipython_display_(self, **kwargs):
+        "A picture for readers without a kernel, which is not seen beside the explorer, and the explorer."
+        text = repr(self)
+        if self.look.run is not None:
+            open_step = self.steps.where() if self.page is self.steps else None
+            page = still_html(self.look.run, open_step)
+            display({"text/html": page, "text/plain": text}, raw=True)
+        display(self._repr_mimebundle_(**kwargs) | {"text/plain": text}, raw=True)
 
     def __repr__(self):
         names = [self.folder.name] if self.folder else list(self.members)
@@ -345,8 +362,9 @@ class RunExplorer(ExplorerFrame):
     @told
     def _compare_runs(self):
         "The table of the whole sweep, each time that it is opened."
-        if self.sweep.selected_index == 0 and self.folder:
-            self.sweep_table.value = sweep_part(self.folder)
+        if self.sweep.selected_index == 0:
+            found = sweep_part(self.folder) if self.folder else several_html(self.members)
+            self.sweep_table.value = found
 
     @property
     def page(self) -> W.Widget:
@@ -410,9 +428,8 @@ class RunExplorer(ExplorerFrame):
         "Show what an address names, such as judge/M3/questions-918/step/2. InputError where there is none."
         where = read_address(address) if isinstance(address, str) else address
         if where.run and where.run not in self.members:
-            raise InputError(
-                f"no run {where.run!r} here; there are {', '.join(self.members) or 'no others'}"
-            )
+            there = ", ".join(self.members) or "no others"
+            raise InputError(f"no run {where.run!r} here; there are {there}")
         if where.run and self.members[where.run] != self.path:
             self.runs.value = self.members[where.run]
         if self.look.run is None:
@@ -437,8 +454,6 @@ class RunExplorer(ExplorerFrame):
         for tab in self.pages:
             if hasattr(tab, "forget"):
                 tab.forget()
-        self.compare.read = None
-        self.audit.loaded = None
         self.refresh()
         self.moved()
 

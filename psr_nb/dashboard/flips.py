@@ -108,7 +108,7 @@ def line_svg(line: list[tuple[str, str | None]], a: int, b: int) -> str:
     wide = points[-1][0] + 60
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} 92" width="{wide}" height="92"'
-        f' font-size="12" role="img" aria-label="{html.escape(plain(told, 500))}">{drawn}</svg>'
+        f' font-size="12" role="img"><title>{html.escape(plain(told, 500))}</title>{drawn}</svg>'
     )
 
 # %% ../../nbs/dashboard/flips.ipynb #c025

@@ -65,7 +65,7 @@ def _models_of(run: Run) -> Iterator[tuple[str, str, dict, dict]]:
             scores = {id: float(r["equal"]) for id, r in rows.items()}
             yield arm, model, scores, row
 
-
+# %% ../../nbs/dashboard/sweeps.ipynb #c010
 def _keys_of(run: Run) -> dict[tuple[str, str], str]:
     "(arm, model) -> what its figures depend on, as one hash; none of a run of an earlier version."
     found = stages(run) if (run.path / MANIFEST).is_file() else {}
@@ -76,7 +76,7 @@ def _keys_of(run: Run) -> dict[tuple[str, str], str]:
             out[arm, f"M{n}"] = found.get((own, n, "figures"), "")
     return out
 
-# %% ../../nbs/dashboard/sweeps.ipynb #c009
+# %% ../../nbs/dashboard/sweeps.ipynb #c012
 def _begun(sweep: Sweep) -> Iterator[tuple[Member, Run]]:
     "The runs of a sweep that have begun."
     for member in sweep.members:
@@ -108,7 +108,7 @@ def read_measured(path: str | Path) -> list[Measured]:
 
     return [found[key] for key in sorted(found, key=place)]
 
-# %% ../../nbs/dashboard/sweeps.ipynb #c015
+# %% ../../nbs/dashboard/sweeps.ipynb #c018
 def score_rows(of: list[dict[int, dict[str, float]]]) -> np.ndarray:
     """Scores of several models on the seeds and problems that all have, shape (models, seeds, problems).
 
@@ -119,7 +119,7 @@ def score_rows(of: list[dict[int, dict[str, float]]]) -> np.ndarray:
     rows = [[m[seed][id] for id in common] for m in of for seed in seeds]
     return np.array(rows).reshape(len(of), len(seeds), len(common))
 
-# %% ../../nbs/dashboard/sweeps.ipynb #c017
+# %% ../../nbs/dashboard/sweeps.ipynb #c020
 NOT_AVERAGED = ("accuracy", "n", "questions")  # figures of a run that a cell has under other names
 
 
@@ -129,7 +129,7 @@ def _averages(figures: dict[int, dict]) -> dict[str, float]:
     kept = [c for c in rows if not c.endswith(("_low", "_high")) and c not in NOT_AVERAGED]
     return {c: float(rows[c].mean()) for c in kept}
 
-# %% ../../nbs/dashboard/sweeps.ipynb #c020
+# %% ../../nbs/dashboard/sweeps.ipynb #c023
 AGAINST = ("m1", "first_cell", "first_arm")
 
 
@@ -154,7 +154,7 @@ def rivals(m: Measured, every: list[Measured]) -> dict[str, Measured]:
                 found[name] = r
     return found
 
-# %% ../../nbs/dashboard/sweeps.ipynb #c024
+# %% ../../nbs/dashboard/sweeps.ipynb #c027
 def difference(m: Measured, rival: Measured) -> dict | None:
     "How much better a model is than another, paired by seed and problem; None where none is common."
     before, after = score_rows([rival.solved, m.solved])
@@ -163,7 +163,7 @@ def difference(m: Measured, rival: Measured) -> dict | None:
     found = over_seeds(after - before)
     return {"difference": found.pop("mean")} | found
 
-# %% ../../nbs/dashboard/sweeps.ipynb #c027
+# %% ../../nbs/dashboard/sweeps.ipynb #c030
 def cell_row(m: Measured, every: list[Measured]) -> dict:
     "A model's row of a sweep's table; p-values not yet corrected."
     (scores,) = score_rows([m.solved])
@@ -179,7 +179,7 @@ def cell_row(m: Measured, every: list[Measured]) -> dict:
     row["ended"] = {seed: ended.by for seed, ended in m.ended.items()}
     return row
 
-# %% ../../nbs/dashboard/sweeps.ipynb #c030
+# %% ../../nbs/dashboard/sweeps.ipynb #c033
 def cell_rows(measured: list[Measured]) -> tuple[list[dict], dict[str, int]]:
     "(rows of a sweep's table with corrected p-values, how many comparisons there are of each kind)."
     rows = [cell_row(m, measured) for m in measured]
@@ -193,7 +193,7 @@ def cell_rows(measured: list[Measured]) -> tuple[list[dict], dict[str, int]]:
         counts[name] = len(asked)
     return rows, counts
 
-# %% ../../nbs/dashboard/sweeps.ipynb #c034
+# %% ../../nbs/dashboard/sweeps.ipynb #c037
 def _finished(run: Run) -> bool:
     "Has every arm of a run its last model's figures, or ended before?"
     for arm, n, folder in run.models:
@@ -209,7 +209,7 @@ def _date(runs: list[Run]) -> str | None:
     times = [f.stat().st_mtime for f in files if f.is_file()]
     return time.strftime("%Y-%m-%d", time.gmtime(max(times))) if times else None
 
-# %% ../../nbs/dashboard/sweeps.ipynb #c038
+# %% ../../nbs/dashboard/sweeps.ipynb #c041
 def ended_runs(sweep: Sweep) -> list[dict]:
     "The arms of a sweep's runs that make no more models, and why: `run`, `arm`, `model`, `by`, `said`."
     out = []
@@ -221,7 +221,7 @@ def ended_runs(sweep: Sweep) -> list[dict]:
                 out.append(row | {"said": ended.said})
     return out
 
-# %% ../../nbs/dashboard/sweeps.ipynb #c042
+# %% ../../nbs/dashboard/sweeps.ipynb #c045
 def sweep_json(path: str | Path) -> dict:
     "What `psr_nb report FOLDER --json` prints of a sweep: `cells`, and what they were made with."
     sweep = read_sweep(path)
@@ -235,7 +235,7 @@ def sweep_json(path: str | Path) -> dict:
     done["ended"] = ended_runs(sweep)
     return made | about | done | {"comparisons": counts, "cells": rows}
 
-# %% ../../nbs/dashboard/sweeps.ipynb #c046
+# %% ../../nbs/dashboard/sweeps.ipynb #c049
 _SHOWN = {
     "judge_accuracy": "judge",
     "live_judge": "live judge",
@@ -273,7 +273,7 @@ def cell_frame(rows: list[dict]) -> pd.DataFrame:
     frame = pd.DataFrame(out)
     return frame.loc[:, (frame != "").any()] if out else frame
 
-# %% ../../nbs/dashboard/sweeps.ipynb #c050
+# %% ../../nbs/dashboard/sweeps.ipynb #c053
 def _notes_of_ends(found: dict) -> list[str]:
     "Which runs failed and which arms ended early; of each reason the first in its own words."
     notes, failed = [], found["failed"]
@@ -290,7 +290,7 @@ def _notes_of_ends(found: dict) -> list[str]:
         )
     return notes
 
-
+# %% ../../nbs/dashboard/sweeps.ipynb #c056
 def sweep_notes(found: dict) -> list[str]:
     "What a reader of a sweep's table has to know, from `sweep_json`."
     kinds = {
@@ -321,7 +321,7 @@ def sweep_text(found: dict) -> str:
     table = "nothing has been measured yet" if frame.empty else frame.to_string(index=False)
     return "\n".join([table, *sweep_notes(found)])
 
-# %% ../../nbs/dashboard/sweeps.ipynb #c056
+# %% ../../nbs/dashboard/sweeps.ipynb #c062
 def _label(row: dict) -> str:
     "The cell and arm of a row, for a legend."
     told = [f"{name.rpartition('.')[2]}={written(value)}" for name, value in row["set"].items()]
@@ -342,7 +342,7 @@ def sweep_figure(rows: list[dict]) -> go.Figure:
         fig.add_scatter(x=p.model, y=p["mean"], name=name, mode="lines+markers", error_y=error)
     return fig
 
-# %% ../../nbs/dashboard/sweeps.ipynb #c059
+# %% ../../nbs/dashboard/sweeps.ipynb #c065
 def save_sweep_figure(path: str | Path, folder: str | Path, png: bool = False) -> Path:
     "Write a sweep's figure as SVG, or as PNG, into a folder; its path. InputError where it can't be written."
     fig = sweep_figure(sweep_json(path)["cells"])
@@ -356,7 +356,7 @@ def save_sweep_figure(path: str | Path, folder: str | Path, png: bool = False) -
         write_whole(file, figure_svg(fig, title, 760, 360))
     return file
 
-# %% ../../nbs/dashboard/sweeps.ipynb #c062
+# %% ../../nbs/dashboard/sweeps.ipynb #c068
 def sweep_part(path: str | Path) -> str:
     "A sweep as a piece of HTML: what was compared, notes, figure and table."
     found = sweep_json(path)
@@ -376,7 +376,7 @@ def sweep_html(path: str | Path) -> str:
     heading = f"<h1>{html.escape(plain(title, 200))}</h1>"
     return f'{page_head(title)}<body class="psr-page">{heading}{sweep_part(path)}</body></html>'
 
-# %% ../../nbs/dashboard/sweeps.ipynb #c065
+# %% ../../nbs/dashboard/sweeps.ipynb #c071
 def member_folders(path: str | Path) -> dict[str, Path]:
     "Name -> folder of the runs of a sweep that have begun; none of a folder that is no sweep."
     try:

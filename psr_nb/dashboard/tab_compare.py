@@ -350,7 +350,9 @@ class JudgedPart(W.VBox):
         key = self.listed[int(at)]
         t = self.explorer.index(self.iteration.value).read(key[0])
         line = verdict_line(self.said, key, self.chosen)
-        drawn = f'<div class="psr-scroll">{line_svg(line, *key[3:])}</div>'
+        first = f"{self.first} (recorded)"
+        named = [(first if name == "recorded" else name, label) for name, label in line]
+        drawn = f'<div class="psr-scroll">{line_svg(named, *key[3:])}</div>'
         self.flip.value = context_html(t, key) + drawn + words_html(self.words(key))
         self.explorer.moved()
 

@@ -372,11 +372,18 @@ function render({ model, el }) {
       e.stopPropagation();
       return;
     }
-    if (e.ctrlKey || e.metaKey || e.altKey || e.target.closest(typing)) return;
+    if (e.ctrlKey || e.metaKey || e.altKey) return;
+    if (e.target.closest(typing)) {
+      if (e.key === 'Escape') { e.stopPropagation(); panel.focus({ preventScroll: true }); }
+      return;
+    }
     const known = model.get('known'), both = before + ' ' + e.key;
     const key = known.includes(both) ? both : e.key;
     const begins = known.some(k => k.startsWith(e.key + ' '));
+    const fields = Array.from(panel.querySelectorAll('input[type=text]'));
+    const field = fields.find(f => f.checkVisibility() && !f.closest('.psr-head'));
     if (e.key === '?') open();
+    else if (e.key === '/' && field) field.focus();
     else if (known.includes(key)) model.send({ key });
     else if (!begins) return;
     before = begins ? e.key : '';

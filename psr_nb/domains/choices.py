@@ -114,7 +114,7 @@ def same_letter(gold: str, answer: str | None) -> tuple[bool, str]:
         return False, "unread"
     return gold.strip("() ").upper() == answer.strip("() ").upper(), "same letter"
 
-# %% ../../nbs/domains/choices.ipynb #c026
+# %% ../../nbs/domains/choices.ipynb #c027
 def cut_reasons(solution: str, answer: str) -> list[str]:
     "The lines of some reasons, or their sentences where there is one line, and the letter at the end."
     lines = [line.strip() for line in solution.splitlines() if line.strip()]
@@ -122,7 +122,7 @@ def cut_reasons(solution: str, answer: str) -> list[str]:
         lines = re.split(r"(?<=[.!?])\s+(?=[A-Z(])", lines[0])
     return lines if lines and read_letter(lines[-1]) else [*lines, f"Answer: {answer}"]
 
-# %% ../../nbs/domains/choices.ipynb #c029
+# %% ../../nbs/domains/choices.ipynb #c030
 def _options_of(question: str) -> dict[str, str]:
     "Letter -> text of the options of a question."
     return dict(re.findall(r"(?m)^\(([A-J])\) (.+)$", question))
@@ -144,7 +144,7 @@ def spoil_step(question: str, steps: list[str], step: str, rng) -> tuple[str, st
     why = f"{{right}} names {told[right]}, as the reasons have it; {{wrong}} names {told[other]}."
     return wrong, why, "another option named"
 
-# %% ../../nbs/domains/choices.ipynb #c032
+# %% ../../nbs/domains/choices.ipynb #c033
 CHOICES = Domain(
     "choices",
     ask_choice,
@@ -157,7 +157,7 @@ CHOICES = Domain(
     corrupt=spoil_step,
 )
 
-# %% ../../nbs/domains/choices.ipynb #c035
+# %% ../../nbs/domains/choices.ipynb #c036
 def with_choices(draw: Draw, n_options: int = 4) -> Draw:
     "A generator whose problems are another's, with lettered options, and reasons that end with the letter."
 

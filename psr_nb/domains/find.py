@@ -23,6 +23,10 @@ from ..records import InputError, nearest
 BUILT_IN = {
     "math": "psr_nb.domains.maths:MATH",
     "arithmetic": "psr_nb.domains.arithmetic:ARITHMETIC",
+    "knights": "psr_nb.domains.knights:KNIGHTS",
+    "tracing": "psr_nb.domains.tracing:TRACING",
+    "reckoning": "psr_nb.domains.reckoning:RECKONING",
+    "choices": "psr_nb.domains.choices:CHOICES",
 }
 GROUP = "psr_nb.domains"  # of entry points
 
@@ -40,7 +44,7 @@ def _file_of(name: str) -> tuple[Path, str] | None:
     file, _, attribute = name.rpartition(":")
     return (Path(file), attribute) if file.endswith(".py") else None
 
-# %% ../../nbs/domains/find.ipynb #c009
+# %% ../../nbs/domains/find.ipynb #c010
 def located(name: str, beside: str | Path | None = None) -> str:
     "A domain's name, with the whole path of its file if it is in one. InputError where there is no file."
     in_file = _file_of(name)
@@ -54,7 +58,7 @@ def located(name: str, beside: str | Path | None = None) -> str:
     here = " or ".join(str(place) for place in dict.fromkeys(folders))
     raise InputError(f"domain: {name!r}: there is no such file in {here}; give its path")
 
-# %% ../../nbs/domains/find.ipynb #c012
+# %% ../../nbs/domains/find.ipynb #c014
 _files: dict[
     Path, tuple[str, ModuleType]
 ] = {}  # that this process has read: their SHA-256 and what they made
@@ -84,7 +88,7 @@ def _run_file(file: Path) -> ModuleType:
         _under_way.discard(file)
     return module
 
-# %% ../../nbs/domains/find.ipynb #c014
+# %% ../../nbs/domains/find.ipynb #c018
 def _module_of(file: Path) -> ModuleType:
     "The module of a file, run again if it has changed. InputError where it is being run, as it names itself."
     if file in _under_way:
@@ -101,7 +105,7 @@ def _domains_in(module: ModuleType) -> list[str]:
     "Names of the Domains of a module."
     return [name for name, value in vars(module).items() if isinstance(value, Domain)]
 
-# %% ../../nbs/domains/find.ipynb #c017
+# %% ../../nbs/domains/find.ipynb #c022
 def _imported(name: str) -> object:
     "What is called `module:NAME` or `file.py:NAME`."
     in_file = _file_of(name)
@@ -119,7 +123,7 @@ def _imported(name: str) -> object:
         raise InputError(f"domain: {file}: there is no {attribute} in it; {there}")
     return getattr(module, attribute)
 
-# %% ../../nbs/domains/find.ipynb #c019
+# %% ../../nbs/domains/find.ipynb #c025
 def _beside(name: str) -> str:
     "What to write for a module that is not found, and is a file of the working folder."
     module, _, attribute = name.partition(":")
@@ -134,10 +138,10 @@ def _found(name: str) -> object:
     except InputError:
         raise
     except (Exception, SystemExit) as e:  # whatever that code raises
-        why = str(e) if isinstance(e, ImportError) else f"{type(e).__name__}: {e}"
-        raise InputError(f"domain: could not import {name!r} ({why}){_beside(name)}") from e
+        why = " ".join((str(e) if isinstance(e, ImportError) else f"{type(e).__name__}: {e}").split())
+        raise InputError(f"domain: could not import {name!r} ({why[:300]}){_beside(name)}") from e
 
-# %% ../../nbs/domains/find.ipynb #c022
+# %% ../../nbs/domains/find.ipynb #c028
 def _full_name(name: str) -> str:
     "The module or file and the name in it that a name means. InputError for one that nobody knows."
     if ":" in name or name.endswith(".py"):
@@ -161,7 +165,7 @@ def domain_named(name: str) -> Domain:
         raise InputError(f"domain: {name!r} is no Domain but {type(found).__name__}")
     return found if name in BUILT_IN else guarded(check_form(found))
 
-# %% ../../nbs/domains/find.ipynb #c025
+# %% ../../nbs/domains/find.ipynb #c031
 def is_own(name: str) -> bool:
     "Is a domain code of somebody's own, and not the library's?"
     return name not in BUILT_IN
@@ -177,7 +181,7 @@ def is_trusted(name: str) -> bool:
     module = (entry.value if entry else name).partition(":")[0]
     return module in sys.modules
 
-# %% ../../nbs/domains/find.ipynb #c028
+# %% ../../nbs/domains/find.ipynb #c035
 def source_hash(name: str) -> str | None:
     "SHA-256 of the file with a domain of somebody's own; None for the library's, or where there is no file."
     if not is_own(name):
@@ -189,12 +193,12 @@ def source_hash(name: str) -> str | None:
     source = Path(getattr(module, "__file__", None) or "")
     return _sha256(source) if source.is_file() else None
 
-# %% ../../nbs/domains/find.ipynb #c031
+# %% ../../nbs/domains/find.ipynb #c039
 def _places(domain: Domain) -> Iterator[tuple[ModuleType, str]]:
     "(module, name in it) wherever a domain stands."
     for module in list(sys.modules.values()):
         for name, value in list(getattr(module, "__dict__", {}).items()):
-            if isinstance(value, Domain) and (value is domain or guarded(value) is domain):
+            if type(value) is Domain and (value is domain or guarded(value) is domain):
                 yield module, name
 
 
@@ -214,7 +218,7 @@ def name_of(domain: Domain) -> str:
         "into one, in a notebook with %%writefile mine.py, and give domain='mine.py:NAME'"
     )
 
-# %% ../../nbs/domains/find.ipynb #c034
+# %% ../../nbs/domains/find.ipynb #c043
 def listed() -> list[tuple[str, str, str]]:
     "(name, the package it comes from, its line) of every domain that has a name of its own."
     out = [(name, "psr_nb", domain_named(name).about) for name in BUILT_IN]

@@ -86,7 +86,7 @@ def write_data(
         write_jsonl(Path(folder) / f"{name}.jsonl", of_file)
     return {name: len(of_file) for name, of_file in rows.items()}
 
-# %% ../../nbs/domains/made.ipynb #c022
+# %% ../../nbs/domains/made.ipynb #c023
 _WORD = r" ?[A-Za-z]+|[0-9]|\[\[[AB]\]\]|[^A-Za-z0-9]"
 
 

@@ -34,7 +34,7 @@ def relayed(
         if note:
             note(received)
 
-
+# %% ../../nbs/engines/second.ipynb #c008
 def to_second(asking: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
     "Run a generator, with its requests marked for the second engine."
 
@@ -43,7 +43,7 @@ def to_second(asking: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
 
     return relayed(asking, marked)
 
-# %% ../../nbs/engines/second.ipynb #c009
+# %% ../../nbs/engines/second.ipynb #c011
 class TwoEngines:
     "An engine whose requests go to the first of two, and those marked `ForSecond` to the second."
 

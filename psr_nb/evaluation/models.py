@@ -15,6 +15,8 @@ from pathlib import Path
 import pandas as pd
 import plotly.graph_objects as go
 
+from ..domains.check import check_domain
+from ..domains.find import is_own
 from ..domains.maths import MATH
 from ..engine import EngineSettings, fingerprint
 from ..engines.choose import engine_kind, open_engine
@@ -24,7 +26,7 @@ from ..files import locked, model_path, read_jsonl, same_settings, write_whole
 from ..jobs import progress_bar
 from ..judge import judged_with
 from ..questions.benchmarks import benchmark_name, load_benchmark
-from ..records import InputError
+from ..records import InputError, Problem
 from ..statistics import accuracy_table, compare, to_latex, to_markdown_table
 
 # %% ../../nbs/evaluation/models.ipynb #c006
@@ -88,7 +90,13 @@ def _write_tables(out: Path, results: dict[str, dict[str, dict]]):
     write_whole(out / "table.tex", to_latex(table))
     write_whole(out / "results.json", json.dumps(results, indent=1))
 
-# %% ../../nbs/evaluation/models.ipynb #c017
+# %% ../../nbs/evaluation/models.ipynb #c018
+def _refuse_problems(problems: list[Problem], how: Solving):
+    "InputError for gold answers that can't be compared, or a domain that can't do with these problems."
+    refuse_bad_golds(problems, how.allow_bad_gold, how.domain)
+    check_domain(how.domain, problems, is_own(how.domain.name))
+
+# %% ../../nbs/evaluation/models.ipynb #c020
 GREEDY_MATHS = Solving(MATH)
 
 
@@ -117,12 +125,12 @@ def evaluate_models(
     limit: int | None = None,  # problems of each benchmark
     e: EngineSettings = EngineSettings(),
 ) -> dict[str, dict[str, dict]]:
-    """results[model][benchmark] as `accuracy` gives them.
+    """`results[model][benchmark]` as `accuracy` gives them.
 
     Rows are in OUT/MODEL/BENCHMARK.jsonl, the table in OUT/table.{md,csv,tex}."""
     check_unique("the benchmark", [benchmark_name(b) for b in benchmarks])
     sets = {benchmark_name(b): load_benchmark(b, limit) for b in benchmarks}
-    refuse_bad_golds([p for problems in sets.values() for p in problems], how.allow_bad_gold, how.domain)
+    _refuse_problems([p for problems in sets.values() for p in problems], how)
     lengths = (
         {"search.max_step_tokens": how.search.max_step_tokens} if how.settings.mode == "search" else {}
     )
@@ -139,7 +147,7 @@ def evaluate_models(
         _write_tables(out, results)
     return results
 
-# %% ../../nbs/evaluation/models.ipynb #c023
+# %% ../../nbs/evaluation/models.ipynb #c026
 def _scores(file: Path) -> dict[tuple[str, str], bool]:
     "(id, gold answer) -> right? An id with another gold answer is another problem."
     return {(r.id, r.gold): r.equal for r in read_jsonl(file, EvalRow)}
@@ -159,7 +167,7 @@ def compare_models(out: str | Path, a: str, b: str) -> pd.DataFrame:
         raise InputError(f"{out}: no benchmark that both {a} and {b} solved")
     return pd.DataFrame(rows.values(), pd.Index(rows, name="benchmark"))
 
-# %% ../../nbs/evaluation/models.ipynb #c028
+# %% ../../nbs/evaluation/models.ipynb #c031
 _LAYOUT = dict(
     template="plotly_white",
     width=640,

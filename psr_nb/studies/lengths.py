@@ -212,7 +212,7 @@ def _rows(r: Recipe, name: str) -> int:
 
 
 def row_counts(r: Recipe) -> dict[str, int]:
-    "ift, eft, test, judge_test, and dev if any -> rows that a run of the recipe will train on or measure with."
+    "ift, eft, test, judge_test, and dev if any -> rows that a run will train on or measure with."
     out = {name: _rows(r, name) for name in USUAL}
     if r.data.dev:
         out["dev"] = _rows(r, "dev")

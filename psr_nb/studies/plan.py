@@ -124,7 +124,7 @@ def _solution_phases(b: Basis, model: str, questions: int) -> Iterator[Phase]:
     yield _engine_phase(b, (model, "search"), (questions * x.prompt, n * x.solution), whole)
     yield _engine_phase(b, (model, "judge"), (n * whole, written), whole + words)
 
-
+# %% ../../nbs/studies/plan.ipynb #c022
 def _second_shape(arm: str, model: str, b: Basis) -> Shape | None:
     "The sizes of the model that an arm asks beside the one that searches; None where it asks none."
     other = arm_of(arm).model
@@ -141,10 +141,11 @@ def _beside(p: Phase, second: Shape | None, b: Basis) -> Phase:
     held, has = parts["weights"] + parts["second model"], b.hardware.memory
     fault = p.fault
     if not fault and held > has - OVERHEAD:
-        fault = f"arms: the weights of two models take {held:.3g} GiB, where there are {has:.3g}; leave this arm out"
+        said = f"the weights of two models take {held:.3g} GiB, where there are {has:.3g}"
+        fault = f"arms: {said}; leave this arm out"
     return replace(p, parts=parts, fault=fault, hours=None if fault else p.hours)
 
-
+# %% ../../nbs/studies/plan.ipynb #c024
 def _rollout_phase(b: Basis, model: str, questions: float) -> Phase:
     "What is written behind the candidates of so many questions: half a solution each time."
     x, s = b.lengths, b.recipe.search
@@ -171,7 +172,7 @@ def _scoring_phases(b: Basis, model: str, arm: str, questions: int) -> Iterator[
     elif scorer == "truth" and unchecked:
         yield _rollout_phase(b, model, questions)
 
-
+# %% ../../nbs/studies/plan.ipynb #c026
 def search_phases(b: Basis, model: str, arm: str, questions: int) -> Iterator[Phase]:
     "Search for a model, and the judging inside it."
     x, scorer = b.lengths, arm_of(arm).scorer
@@ -184,7 +185,7 @@ def search_phases(b: Basis, model: str, arm: str, questions: int) -> Iterator[Ph
     yield _beside(_engine_phase(b, (model, "search"), sampled, x.step_prompt + x.step), second, b)
     yield from _scoring_phases(b, model, arm, questions)
 
-# %% ../../nbs/studies/plan.ipynb #c024
+# %% ../../nbs/studies/plan.ipynb #c030
 def evaluation_phase(b: Basis, model: str) -> Phase:
     "The evaluation of a model: the test set and the dev set, and the judge test."
     x, rows, s = b.lengths, b.rows, b.recipe.evaluate
@@ -199,7 +200,7 @@ def evaluation_phase(b: Basis, model: str) -> Phase:
     written = solved * written + judged * x.verdict * b.recipe.judge.votes
     return _engine_phase(b, (model, "evaluate"), (read, written), x.prompt + x.solution)
 
-# %% ../../nbs/studies/plan.ipynb #c028
+# %% ../../nbs/studies/plan.ipynb #c034
 def _training_named(b: Basis, section: str, how: Training) -> str:
     "How a training is placed, in words."
     n, idle, at_work = b.processes, b.hardware.all_gpus - b.processes, busy(b, section)
@@ -234,7 +235,7 @@ def training_phase(b: Basis, name: tuple[str, str], tokens: tuple[float, float],
         fault=fault,
     )
 
-# %% ../../nbs/studies/plan.ipynb #c032
+# %% ../../nbs/studies/plan.ipynb #c038
 def _iteration(b: Basis, model: str, arm: str, questions: int) -> Iterator[Phase]:
     "Search, judging, DPO and evaluation of one model."
     x = b.lengths
@@ -265,7 +266,7 @@ def phases(b: Basis) -> list[Phase]:
             out += _iteration(b, f"{prefix}M{n}", arm, questions)
     return out
 
-# %% ../../nbs/studies/plan.ipynb #c036
+# %% ../../nbs/studies/plan.ipynb #c042
 def disk(b: Basis) -> float:
     "GiB of the models of a run, with the checkpoints of the trainings under way at its end."
     r, n = b.recipe, b.shape.parameters
@@ -276,7 +277,7 @@ def disk(b: Basis) -> float:
     checkpoints = b.together * 3 * 3 * number * trained
     return (models * saved * n + checkpoints) / GIB
 
-# %% ../../nbs/studies/plan.ipynb #c040
+# %% ../../nbs/studies/plan.ipynb #c046
 @dataclass
 class Plan:
     "What a recipe takes on a machine."
@@ -300,7 +301,7 @@ def plan_recipe(
     b = basis(r, hardware, run, probed)
     return Plan(b, phases(b), disk(b))
 
-# %% ../../nbs/studies/plan.ipynb #c044
+# %% ../../nbs/studies/plan.ipynb #c050
 def refuse_unfit(plan: Plan):
     "InputError, in one sentence, for a plan that doesn't fit: its first fault, and how many more there are."
     if plan.faults:
@@ -308,7 +309,7 @@ def refuse_unfit(plan: Plan):
         also = f" (and {len(more)} more)" if more else ""
         raise InputError(f"{first}{also}")
 
-# %% ../../nbs/studies/plan.ipynb #c048
+# %% ../../nbs/studies/plan.ipynb #c054
 # parts that rest on lengths, that an engine bounds itself, or that a library may spare
 _GUESSED = ("activations", "copies", "buckets", "cache")
 
@@ -332,7 +333,7 @@ def check_run(r: Recipe, hardware: Hardware | None = None):
     for fault in plan.faults if hw.on_gpus else []:
         warnings.warn(f"the run may not fit: {fault}", stacklevel=2)
 
-# %% ../../nbs/studies/plan.ipynb #c052
+# %% ../../nbs/studies/plan.ipynb #c058
 def _figure(x: float) -> str:
     "A number in three places: 1.23k, 3.4M, 5.6G."
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -352,7 +353,7 @@ def _aligned(rows: list[list[str]]) -> str:
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
-# %% ../../nbs/studies/plan.ipynb #c054
+# %% ../../nbs/studies/plan.ipynb #c060
 def _table(plan: Plan) -> str:
     "A line for each phase."
     memory = "GiB a GPU" if plan.basis.hardware.on_gpus else "GiB"
@@ -375,7 +376,7 @@ def _peaks(plan: Plan) -> list[str]:
         lines.append(f"{where}, {kind}: {told}")
     return lines
 
-# %% ../../nbs/studies/plan.ipynb #c058
+# %% ../../nbs/studies/plan.ipynb #c064
 def _speed(b: Basis) -> str:
     "What the hours of a plan rest on."
     hw = b.hardware
@@ -413,7 +414,7 @@ def _grounds(plan: Plan) -> list[str]:
         f"rows: {rows}",
     ]
 
-# %% ../../nbs/studies/plan.ipynb #c060
+# %% ../../nbs/studies/plan.ipynb #c066
 def _total(plan: Plan) -> str:
     "Hours and disk of a plan, and its machine, in a line."
     hw, known = plan.basis.hardware, [p.hours for p in plan.phases if p.hours is not None]
@@ -432,7 +433,7 @@ def plan_text(plan: Plan) -> str:
     lines += [f"does not fit: {fault}" for fault in plan.faults]
     return "\n".join(lines)
 
-# %% ../../nbs/studies/plan.ipynb #c066
+# %% ../../nbs/studies/plan.ipynb #c072
 def plan_json(plan: Plan) -> dict:
     "A plan for programs: fits, phases, disk (GiB), lengths, faults. Memory is in GiB of a GPU."
     rows = []

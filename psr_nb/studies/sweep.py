@@ -237,16 +237,16 @@ def joined_sweep(sweep: Sweep) -> Sweep:
     recipes_of(sweep)
     return sweep
 
-
+# %% ../../nbs/studies/sweep.ipynb #c044
 def keep_sweep(sweep: Sweep) -> Sweep:
-    "Write what a folder's sweep is, with the runs that it had before, and give that. Errors as of `joined_sweep`."
+    "Write what a folder's sweep is, with the runs that it had before, and give that; see `joined_sweep`."
     sweep = joined_sweep(sweep)
     kept = asdict(sweep) | {"schema": SCHEMA}
     del kept["path"]
     write_whole(sweep.path / SWEEP, json.dumps(kept, indent=1))
     return sweep
 
-# %% ../../nbs/studies/sweep.ipynb #c046
+# %% ../../nbs/studies/sweep.ipynb #c048
 ASIDE = (
     "name",
     "about",
@@ -269,7 +269,7 @@ def hashes(of: Run) -> dict[str, str]:
     files = json_file(of.path / MANIFEST)["files"]
     return {Path(name).stem: row["sha256"] for name, row in files.items()}
 
-# %% ../../nbs/studies/sweep.ipynb #c050
+# %% ../../nbs/studies/sweep.ipynb #c052
 Stage = tuple[str, int, str]  # arm, number of the model, "model", "figures" or "search"
 
 
@@ -287,7 +287,7 @@ def _training(r: dict, data: dict) -> str:
     }
     return _key(rows, {name: value for name, value in r.items() if name not in ASIDE + LATER})
 
-# %% ../../nbs/studies/sweep.ipynb #c054
+# %% ../../nbs/studies/sweep.ipynb #c056
 def stages(of: Run) -> dict[Stage, str]:
     "Every stage of a run in the order in which they are made, with its key. The run's data must be there."
     r, data = without_machine(asdict(of.recipe)), hashes(of)
@@ -314,7 +314,7 @@ def in_common(one: dict[Stage, str], other: dict[Stage, str]) -> list[Stage]:
     "The stages of a run that another one has too."
     return [stage for stage, key in one.items() if other.get(stage) == key]
 
-# %% ../../nbs/studies/sweep.ipynb #c060
+# %% ../../nbs/studies/sweep.ipynb #c062
 def stage_done(of: Run, stage: Stage) -> bool:
     "Has a run finished a stage?"
     arm, n, what = stage
@@ -327,7 +327,7 @@ def stage_done(of: Run, stage: Stage) -> bool:
     found = folder / "trajectories.jsonl"
     return found.is_file() and found.read_bytes().count(b"\n") >= of.recipe.questions[n - 2]
 
-# %% ../../nbs/studies/sweep.ipynb #c063
+# %% ../../nbs/studies/sweep.ipynb #c065
 _FILES = {
     "model": ["agreement.jsonl", "pairs.jsonl", "texts.jsonl"],
     "search": ["health.json", "live.jsonl", "trajectories.jsonl"],
@@ -344,24 +344,20 @@ def _link(source: str, to: str):
         shutil.copy2(source, to)
 
 
-def _text(file: Path) -> str:
-    return file.read_text("utf-8", "surrogatepass")
-
-
 def take(source: Run, to: Run, stage: Stage):
     "Give a run a stage that another has finished. A kill leaves it taken, or still to be taken."
     arm, n, what = stage
     there, here = source.folder(arm, n), to.folder(arm, n)
     for name in _FILES[what]:
         if (there / name).is_file():
+            text = (there / name).read_text("utf-8", "surrogatepass")
             own = name == "health.json"
-            text = health_of_search(Target(source, arm, n)) if own else _text(there / name)
-            write_whole(here / name, text)
+            write_whole(here / name, health_of_search(Target(source, arm, n)) if own else text)
     if what == "model" and not (here / "model").exists():
         with write_folder(here / "model") as part:
             shutil.copytree(there / "model", part, copy_function=_link, dirs_exist_ok=True)
 
-# %% ../../nbs/studies/sweep.ipynb #c066
+# %% ../../nbs/studies/sweep.ipynb #c068
 def _record(to: Run, taken: dict[Stage, str]):
     "Keep where stages of a run were taken from: stage -> name of the run in the sweep."
     file = to.path / "shared.json"
@@ -384,7 +380,7 @@ def take_all(to: Run, keys: dict[Stage, str], others: dict[str, tuple[Run, dict[
                 break
     return taken
 
-# %% ../../nbs/studies/sweep.ipynb #c070
+# %% ../../nbs/studies/sweep.ipynb #c072
 @dataclass
 class Entry:
     "A run of a sweep, and what its stages depend on."
@@ -410,7 +406,7 @@ def startable(entries: list[Entry], begun: set[int]) -> int | None:
             return i
     return None
 
-# %% ../../nbs/studies/sweep.ipynb #c074
+# %% ../../nbs/studies/sweep.ipynb #c076
 def _dealt(things: list, parts: int) -> list[list]:
     "A list in so many neighbouring parts; parts without a thing of their own get one that others have too."
     each = len(things) // parts
@@ -427,7 +423,7 @@ def places(parallel: int) -> list[tuple[list[int], Place]]:
     gpus = [",".join(own) or None for own in _dealt(visible_gpus(), parallel)]
     return [(own, Place(gpus=gpu)) for own, gpu in zip(_dealt(cores, parallel), gpus, strict=True)]
 
-# %% ../../nbs/studies/sweep.ipynb #c078
+# %% ../../nbs/studies/sweep.ipynb #c080
 def sweep_job(
     progress: Callable[[str, int, int], None],
     recipe: dict,
@@ -452,7 +448,7 @@ def _run_one(entry: Entry, place: tuple[list[int], Place], stopped: threading.Ev
     log = entry.run.path / "jobs.log"
     run_job("psr_nb.studies.sweep:sweep_job", arguments, log, place=where, stopped=stopped)
 
-# %% ../../nbs/studies/sweep.ipynb #c082
+# %% ../../nbs/studies/sweep.ipynb #c084
 FAILED = "failed.json"
 
 
@@ -468,7 +464,7 @@ def read_failed(path: str | Path) -> dict[str, str]:
 def no_record(failed: dict[str, str]):
     "Keep nothing."
 
-
+# %% ../../nbs/studies/sweep.ipynb #c086
 @dataclass
 class Going:
     "The runs of a sweep under way."
@@ -498,7 +494,7 @@ class Going:
         entry.over = True
         self.tell(entry, wrong, time.time() - began)
 
-# %% ../../nbs/studies/sweep.ipynb #c086
+# %% ../../nbs/studies/sweep.ipynb #c090
 def _all_done(going: Going, pool: ThreadPoolExecutor, parallel: int):
     "Start every run as soon as it can, `parallel` at a time, and wait for all."
     begun, todo = set(), set()
@@ -525,7 +521,7 @@ def go_through(going: Going, where: list, stopped: threading.Event):
         raise
     pool.shutdown()
 
-# %% ../../nbs/studies/sweep.ipynb #c090
+# %% ../../nbs/studies/sweep.ipynb #c094
 def check_sweep(sweep: Sweep):
     """Can every run of a sweep that has not begun be made here? Nothing is written.
 
@@ -563,7 +559,7 @@ def _entries(sweep: Sweep) -> tuple[list[Entry], dict[str, str]]:
             failed[member.name] = str(e)
     return entries, failed
 
-# %% ../../nbs/studies/sweep.ipynb #c093
+# %% ../../nbs/studies/sweep.ipynb #c097
 def _counted(total: int, quiet: bool) -> Callable:
     "What counts the runs that are over: a bar on a terminal or in a notebook, lines elsewhere."
     from tqdm.auto import tqdm
@@ -582,7 +578,7 @@ def _counted(total: int, quiet: bool) -> Callable:
 
     return tell
 
-# %% ../../nbs/studies/sweep.ipynb #c095
+# %% ../../nbs/studies/sweep.ipynb #c099
 def run_sweep(sweep: Sweep, parallel: int = 1, quiet: bool = False) -> Sweep:
     """Run a sweep in its folder, `parallel` runs at a time, or continue it there.
 
