@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 # Is vLLM's CPU build to be installed along? By default on Linux without an NVIDIA GPU.
 WITH_VLLM ?= $(shell test `uname` = Linux && ! command -v nvidia-smi > /dev/null && echo yes)
 
-.PHONY: demo test slow readme export prepare smollm2 vllm lab clean
+.PHONY: demo test slow readme docs export prepare smollm2 vllm lab clean
 
 demo: $(VENV)/ready  ## the whole loop on the embedded model, with its control
 	$(BIN)/psr_nb demo --out runs/demo
@@ -34,6 +34,10 @@ vllm:  ## vLLM for this machine: its tests and its engine
 
 readme: $(VENV)/ready  ## README.md from nbs/index.ipynb
 	$(BIN)/python tests/readme.py README.md
+
+docs: $(VENV)/ready  ## the site, in _docs/site, from notebooks, docstrings and docs/
+	$(BIN)/pip install -q -e '.[docs]'
+	$(BIN)/python docs/build.py
 
 export: $(VENV)/ready  ## the modules from the notebooks
 	$(BIN)/nbdev_export

@@ -1,6 +1,7 @@
-"""Build the site: `python docs/build.py` writes _docs/site from docs/pages, the notebooks, docstrings and settings.
+"""Build the site: `python docs/build.py` writes _docs/site from docs/pages, notebooks, docstrings and settings.
 
-Notebooks become Markdown with their kept outputs, so that mkdocs checks every link; nothing is run and nothing fetched."""
+Notebooks become Markdown with their kept outputs, so that mkdocs checks every link. Nothing is run and
+nothing is fetched."""
 
 import ast
 import inspect
@@ -21,6 +22,10 @@ ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "_docs"
 PAGES = OUT / "pages"
 BLOB = "https://github.com/psr-nb/psr_nb/blob/main/"
+SETTINGS = """Every setting of a recipe: its default and what it means.
+`psr_nb run RECIPE --set SECTION.SETTING=VALUE` changes one;
+`psr_nb recipes --schema` has types and bounds for an editor.
+Where a default is the paper's, the notebook that a section names says from which section of the paper."""
 LINK = re.compile(r"(\]\()(?!https?:|mailto:)([^)\s]+)(\))")
 TITLES = {  # a folder of notebooks, and the question it answers
     "": "The loop, in order",
@@ -40,7 +45,9 @@ TITLES = {  # a folder of notebooks, and the question it answers
 def notebooks() -> list[Path]:
     "All notebooks, those of the loop first."
     found = (ROOT / "nbs").rglob("*.ipynb")
-    return sorted((p for p in found if ".ipynb_checkpoints" not in p.parts), key=lambda p: (len(p.parts), p))
+    return sorted(
+        (p for p in found if ".ipynb_checkpoints" not in p.parts), key=lambda p: (len(p.parts), p)
+    )
 
 
 def exporter() -> MarkdownExporter:
@@ -48,12 +55,14 @@ def exporter() -> MarkdownExporter:
     hidden = {"enabled": True, "patterns": [r"^#\|\s*(hide|default_exp)"]}
     kinds = ["image/png", "image/svg+xml", "text/markdown", "text/html", "text/plain"]
     return MarkdownExporter(
-        config=Config({"RegexRemovePreprocessor": hidden, "NbConvertBase": {"display_data_priority": kinds}})
+        config=Config(
+            {"RegexRemovePreprocessor": hidden, "NbConvertBase": {"display_data_priority": kinds}}
+        )
     )
 
 
 def page_link(at: Path, target: str) -> str:
-    "A link of a notebook, as its page has it: a notebook's page, a picture beside it, else the file in the repository."
+    "A link of a notebook, as its page has it: to a page, a picture beside it, or a file in the repository."
     path, hash_, anchor = target.partition("#")
     if not path:
         return f"#{slug(anchor)}"
@@ -61,11 +70,15 @@ def page_link(at: Path, target: str) -> str:
         return path.removesuffix(".ipynb") + ".md" + (hash_ + slug(anchor) if anchor else "")
     if (at.parent / path).suffix in (".png", ".svg"):
         return target
-    return BLOB + str((at.parent / path).resolve().relative_to(ROOT)) if (at.parent / path).exists() else target
+    return (
+        BLOB + str((at.parent / path).resolve().relative_to(ROOT))
+        if (at.parent / path).exists()
+        else target
+    )
 
 
 def slug(anchor: str) -> str:
-    "A heading's address, as Markdown's toc makes it of the heading; notebooks keep its capitals and write - for a blank."
+    "A heading's address, as Markdown's toc makes it; notebooks keep its capitals and write - for a blank."
     return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", anchor).strip().lower())
 
 
@@ -90,7 +103,9 @@ def write_notebook(path: Path, export: MarkdownExporter) -> None:
         else:
             cell.source = LINK.sub(lambda m: m[1] + page_link(path, m[2]) + m[3], cell.source)
     unique = f"{path.stem}_files"
-    text, resources = export.from_notebook_node(nb, {"unique_key": path.stem, "output_files_dir": unique})
+    text, resources = export.from_notebook_node(
+        nb, {"unique_key": path.stem, "output_files_dir": unique}
+    )
     for name, data in resources.get("outputs", {}).items():
         (page.parent / name).parent.mkdir(parents=True, exist_ok=True)
         (page.parent / name).write_bytes(data)
@@ -144,9 +159,7 @@ def settings_page() -> str:
     "Every setting of a recipe, by section."
     from psr_nb.recipe import Recipe
 
-    parts = ["# Settings", "Every setting of a recipe: its default and what it means. `psr_nb run RECIPE --set SECTION.SETTING=VALUE` "
-             "changes one; `psr_nb recipes --schema` has types and bounds for an editor. Where a default is the paper's, the notebook "
-             "that a section names says which section of the paper it is from."]
+    parts = ["# Settings", SETTINGS]
     sections = [("", Recipe), *((f.name, f.type) for f in fields(Recipe) if is_dataclass(f.type))]
     for name, cls in sections:
         about = " ".join((cls.__doc__ or "").split())
@@ -175,7 +188,9 @@ def tour() -> list:
     nav = []
     for folder, title in TITLES.items():
         found = sorted((ROOT / "nbs" / folder).glob("*.ipynb"))
-        pages = [f"nbs/{p.relative_to(ROOT / 'nbs').with_suffix('.md')}" for p in found if p.stem != "index"]
+        pages = [
+            f"nbs/{p.relative_to(ROOT / 'nbs').with_suffix('.md')}" for p in found if p.stem != "index"
+        ]
         nav.append({title: pages})
     return nav
 

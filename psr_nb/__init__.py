@@ -31,6 +31,7 @@ _WHERE = {
     "run_recipe": "run:run",
 }
 
+
 # %% ../nbs/names.ipynb #c008
 def __getattr__(name: str):
     "A name of the table, imported when it is asked for."

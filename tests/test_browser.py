@@ -219,6 +219,8 @@ def until(f, what: str, seconds: float = 30):
 
 def test_choose_a_problem_and_read_the_judge(explorer, lab):
     page, panel = explorer.page, explorer.panel
+    settled(explorer)  # the tutorial itself goes to another tab
+    tab(panel, "Steps")
     panel.get_by_label("Show").first.select_option("all")
     rows = panel.get_by_role("grid", name="problems", exact=True).locator("tbody tr")
     until(lambda: rows.count() == 8, "all problems")
@@ -234,7 +236,9 @@ def test_choose_a_problem_and_read_the_judge(explorer, lab):
     wanted = next(j for j in judged["judgements"] if (j["a"], j["b"]) == (w - 1, 0))
 
     def words():
-        return " ".join(" ".join(panel.locator(".psr-steps .psr-judge:visible").all_inner_texts()).split())
+        return " ".join(
+            " ".join(panel.locator(".psr-steps .psr-judge:visible").all_inner_texts()).split()
+        )
 
     cells = panel.get_by_role("group", name="verdicts on each pair").locator("[data-pick]")
     until(lambda: cells.count() == w * (w - 1), "the map of the step")
@@ -246,6 +250,8 @@ def test_choose_a_problem_and_read_the_judge(explorer, lab):
 
 def test_sort_and_filter(explorer):
     page, panel = explorer.page, explorer.panel
+    settled(explorer)  # the tutorial itself goes to another tab
+    tab(panel, "Steps")
     grid = panel.get_by_role("grid", name="problems", exact=True)
     grid.locator("th[data-column=consistency]").click()
     until(
@@ -271,8 +277,10 @@ def test_sort_and_filter(explorer):
 
 def test_keys(explorer):
     page, panel = explorer.page, explorer.panel
+    settled(explorer)  # the tutorial itself goes to another tab
+    tab(panel, "Steps")
     grid = panel.get_by_role("grid", name="problems", exact=True)
-    grid.locator("tbody tr").first.click()
+    grid.press("Home")
     keys = [r.get_attribute("data-key") for r in grid.locator("tbody tr").all()]
     until(lambda: selected(panel, "problems") == keys[0], "the first problem")
     for key, want in (("n", keys[1]), ("n", keys[2]), ("p", keys[1]), ("ArrowDown", keys[2])):
@@ -292,7 +300,9 @@ def test_keys(explorer):
     first = step()
     page.keyboard.press("j")
     until(lambda: step() == before or first == before, "back")
-    assert page.locator(".jp-Notebook .jp-Cell").count() > 10  # no key reached the notebook's own commands
+    assert (
+        page.locator(".jp-Notebook .jp-Cell").count() > 10
+    )  # no key reached the notebook's own commands
 
 
 def test_compare(explorer):
@@ -470,7 +480,9 @@ def test_every_view_is_there_again_after_the_page_is_reloaded(small, view):
     until(lambda: drawn(w.panel, view) > 0, f"{view} is drawn")
     settled(w)
     before, address = drawn(w.panel, view), w.panel.get_by_label("Address").input_value()
-    w.page.evaluate("jupyterapp.commands.execute('docmanager:save')")  # or the browser asks whether to leave
+    w.page.evaluate(
+        "jupyterapp.commands.execute('docmanager:save')"
+    )  # or the browser asks whether to leave
     settled(w)
     w.page.reload()
     w.page.wait_for_selector(".psr-explorer .psr-picker", state="attached", timeout=3 * WAIT)
@@ -491,7 +503,9 @@ def test_every_view_can_be_read(small, theme, size):
     for view in VIEWS:
         tab(w.panel, view)
         settled(w)
-        shot_of(w.page, w.panel, f"{view.replace(' ', '-').lower()}-{theme.split()[-1].lower()}-{size[0]}")
+        shot_of(
+            w.page, w.panel, f"{view.replace(' ', '-').lower()}-{theme.split()[-1].lower()}-{size[0]}"
+        )
         faint += [f"{view}: {said}" for said in w.page.evaluate(FAINT)]
         beyond = w.panel.evaluate("e => e.scrollWidth - e.clientWidth")
         wide += [f"{view}: {beyond} pixels"] if beyond > 1 else []
