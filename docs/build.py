@@ -1,4 +1,4 @@
-"""Build the site: `python docs/build.py` writes _docs/site from docs/pages, notebooks, docstrings and settings.
+"""`python docs/build.py` writes the site, _docs/site, from docs/pages, notebooks, docstrings and settings.
 
 Notebooks become Markdown with their kept outputs, so that mkdocs checks every link. Nothing is run and
 nothing is fetched."""

@@ -249,7 +249,7 @@ def test_choose_a_problem_and_read_the_judge(explorer, lab):
 
 
 def test_sort_and_filter(explorer):
-    page, panel = explorer.page, explorer.panel
+    panel = explorer.panel
     settled(explorer)  # the tutorial itself goes to another tab
     tab(panel, "Steps")
     grid = panel.get_by_role("grid", name="problems", exact=True)
@@ -404,7 +404,7 @@ def write_notebook(path: Path, *cells: str):
 # what of the explorer is fainter than 4.5 against what is behind it; JupyterLab's own fields are JupyterLab's
 FAINT = """
 () => {
-  const rgb = c => { const m = (c.match(/[\\d.]+/g) || []).map(Number); return m.length < 4 ? [...m, 1] : m; };
+  const rgb = c => { const m = (c.match(/[\\d.]+/g) || []).map(Number); return m[3] < 2 ? m : [...m, 1]; };
   const over = (a, b) => [0, 1, 2].map(i => a[i] * a[3] + b[i] * (1 - a[3]));
   const lum = c => {
     const [r, g, b] = c.map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);

@@ -27,7 +27,7 @@ SETTINGS = {
 }
 RUN = ("run", "fast", *[x for name, value in SETTINGS.items() for x in ("--set", f"{name}={value}")])
 ENGINE = ("--domain", "arithmetic", "--engine", "transformers", "--dtype", "float32")
-MODEL = ("--model", f"demo-m1={FIXTURES / 'demo-m1'}")  # that of the evaluations, shipped until 0.1.0
+MODEL = ("--model", FIXTURES / "demo-m1")  # that of the evaluations, shipped until 0.1.0
 EVAL = (
     "eval",
     *MODEL,
