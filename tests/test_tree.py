@@ -74,6 +74,27 @@ def test_one_notebook_is_one_module():
             assert str(path) in names, f"{name} has no notebook of its name"
 
 
+def of_map(text: str) -> set[str]:
+    "The notebooks that the README's map names, as paths in nbs/."
+    block = text.partition("\n    nbs/\n")[2].partition("\n\nThe package")[0]
+    found, folder = set(), ""
+    for line in filter(str.strip, block.split("\n")):
+        head, _, rest = line.strip().partition(" ")
+        if head.endswith("/"):
+            folder, line = head, rest.strip().partition("  ")[2]
+        elif line.startswith(" " * 6) and line[6] != " ":
+            found.add(head)
+            continue
+        names = line.replace("(the demo's)", "").split(",")
+        found |= {folder + name.strip() for name in names if name.strip()}
+    return found
+
+
+def test_the_map_names_every_notebook():
+    notebooks = {str(p.relative_to(ROOT / "nbs"))[:-6] for p in (ROOT / "nbs").rglob("*.ipynb")}
+    assert of_map((ROOT / "README.md").read_text(encoding="utf-8")) == notebooks - {"index"}
+
+
 def imports() -> dict[str, set[str]]:
     "Module -> the modules of psr_nb that it imports, anywhere in its code."
     names = {n.removeprefix("psr_nb/").removesuffix(".py").replace("/", ".") for n in modules(ROOT)}

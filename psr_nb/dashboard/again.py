@@ -63,7 +63,7 @@ def _probe_right(run: Run) -> Right:
 
 
 def searched_again(run: Run, arm: str, indexes: dict[str, Index]) -> list[Searched]:
-    "The questions that several models of an arm searched; `indexes` are those of its iterations, by model made."
+    "The questions that several models of an arm searched; `indexes`: of its iterations, by model made."
     probed = {}
     right = _probe_right(run)
     for n in range(1, run.last + 1):

@@ -34,7 +34,7 @@ from psr_nb.dashboard.figures import (
 from ..folder import Run
 from ..records import InputError
 from .compare import difference_in
-from .headline import headline, headline_html
+from .headline import headline
 from .html import html_table, note
 from .runs import Index, look
 from .svg import figure_svg

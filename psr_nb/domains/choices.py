@@ -17,7 +17,6 @@ __all__ = [
 ]
 
 # %% ../../nbs/domains/choices.ipynb #c003
-import json
 import random
 import re
 from pathlib import Path
