@@ -180,11 +180,20 @@ def shot_of(page, panel, name: str):
     picture(page, name)
 
 
+LAST_CELL_RAN = """
+() => {
+  const cells = Array.from(document.querySelectorAll('.jp-CodeCell .jp-InputPrompt'));
+  return cells.length > 0 && cells.every(p => /[0-9]/.test(p.textContent));
+}
+"""
+
+
 @pytest.fixture(scope="module")
 def explorer(browser, lab):
     "The tutorial in JupyterLab, all cells run."
     w = Watched(browser, rf"{lab[0]}|data:|blob:|ws:")
     w.panel = open_and_run(w, lab[0], "inspect")
+    w.page.wait_for_function(LAST_CELL_RAN, timeout=3 * WAIT)  # some of its cells go to another tab
     yield w
     w.context.close()
 
@@ -279,7 +288,9 @@ def test_keys(explorer):
     page, panel = explorer.page, explorer.panel
     settled(explorer)  # the tutorial itself goes to another tab
     tab(panel, "Steps")
+    panel.get_by_label("Show").first.select_option("all")  # the tutorial narrows the list
     grid = panel.get_by_role("grid", name="problems", exact=True)
+    until(lambda: grid.locator("tbody tr").count() == 8, "all problems")
     grid.press("Home")
     keys = [r.get_attribute("data-key") for r in grid.locator("tbody tr").all()]
     until(lambda: selected(panel, "problems") == keys[0], "the first problem")
@@ -320,8 +331,13 @@ def test_compare(explorer):
     shot_of(page, panel, "compare-judges")
 
 
+@pytest.mark.slow
 def test_another_judge_by_a_button(explorer):
     page, panel = explorer.page, explorer.panel
+    tab(panel, "Over iterations")
+    page.wait_for_timeout(500)
+    if not panel.get_by_label("Pairs judged to make").first.is_visible():
+        panel.get_by_text("The same pairs judged by other models").click()
     panel.get_by_label("Pairs judged to make").first.select_option("M2")
     panel.get_by_text("No other model has judged these pairs yet.").wait_for()
     panel.get_by_label("Another judge").fill("M0=packaged:models/demo-m0")
@@ -472,7 +488,12 @@ def drawn(panel, view: str) -> int:
     return panel.locator(f":is({there}):visible").count()
 
 
-@pytest.mark.parametrize("view", VIEWS)
+def all_but(quick, values: tuple):
+    "Parameters of a test, all of them slow but one."
+    return [v if v == quick else pytest.param(v, marks=pytest.mark.slow) for v in values]
+
+
+@pytest.mark.parametrize("view", all_but("Steps", VIEWS))
 def test_every_view_is_there_again_after_the_page_is_reloaded(small, view):
     w = small
     tab(w.panel, view)
@@ -493,11 +514,14 @@ def test_every_view_is_there_again_after_the_page_is_reloaded(small, view):
     picture(w.page, f"reloaded-{view}")
 
 
-@pytest.mark.parametrize("theme", THEMES)
-@pytest.mark.parametrize("size", [(1400, 900), (900, 700)])
-def test_every_view_can_be_read(small, theme, size):
+LOOKS = tuple((theme, size) for theme in THEMES for size in ((1400, 900), (900, 700)))
+
+
+@pytest.mark.parametrize("look", all_but((THEMES[1], (900, 700)), LOOKS))
+def test_every_view_can_be_read(small, look):
     "In both themes nothing is fainter than 4.5, and in both sizes the page does not scroll sideways."
     w, faint, wide = small, [], []
+    theme, size = look
     w.page.set_viewport_size(dict(zip(("width", "height"), size, strict=True)))
     in_theme(w, theme)
     for view in VIEWS:
@@ -511,6 +535,31 @@ def test_every_view_can_be_read(small, theme, size):
         wide += [f"{view}: {beyond} pixels"] if beyond > 1 else []
     in_theme(w, THEMES[0])
     assert (faint, wide) == ([], [])
+
+
+HIDDEN = """
+() => {
+  const page = document.querySelector('.jp-WindowedPanel-outer, .jp-Notebook').getBoundingClientRect();
+  const parts = Array.from(document.querySelectorAll('.psr-steps-mid,.psr-steps-low,.psr-steps .psr-scrolls'));
+  const below = e => e.getBoundingClientRect().bottom - page.bottom;
+  const cut = parts.filter(e => e.scrollHeight > e.clientHeight + 1 || below(e) > 0);
+  return cut.map(e => `${e.className}: ${e.scrollHeight} in ${e.clientHeight}, ${below(e)} below the page`);
+}
+"""
+
+
+def test_one_decision_needs_no_scrolling(small):
+    "Question, search, six candidates, their map and the judge's words are seen at once."
+    w = small
+    w.page.set_viewport_size({"width": 1400, "height": 900})
+    w.panel.get_by_label("Address").fill("judge/M2/questions-18/step/2")
+    w.panel.get_by_label("Address").press("Enter")
+    cells = w.panel.get_by_role("group", name="verdicts on each pair").locator("[data-pick]")
+    until(lambda: cells.count() == 30, "the map of six candidates")
+    settled(w)
+    shot_of(w.page, w.panel, "one-decision")
+    assert w.panel.locator(".psr-orders .psr-judge:visible").count() == 2
+    assert w.page.evaluate(HIDDEN) == []
 
 
 def test_an_address_leads_to_what_is_shown(small):
@@ -662,7 +711,7 @@ def test_live_shows_a_run_grow_while_the_kernel_is_free(browser, lab):
     )
     w = Watched(browser, rf"{lab[0]}|data:|blob:|ws:")
     panel = open_and_run(w, lab[0], "live")
-    panel.get_by_text("A process is at work in this run").wait_for()
+    panel.locator("summary", has_text="A process is at work in this run").wait_for()
     rows = panel.get_by_role("grid", name="problems", exact=True).locator("tbody tr")
     until(lambda: rows.count() == 3, "three searches")
     rows.nth(1).click()
@@ -744,6 +793,7 @@ def test_hostile_report_is_inert(browser, tmp_path):
         w.context.close()
 
 
+@pytest.mark.slow
 def test_report_of_a_large_run_opens_quickly(browser, tmp_path):
     "1,200 problems: with the usual sample, and with as many searches as fit."
     from bench_explorer import build

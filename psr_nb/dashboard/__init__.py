@@ -13,6 +13,7 @@ from ..records import InputError
 
 # %% ../../nbs/dashboard/names.ipynb #c007
 _NAMES = {
+    "addresses": ["Address", "read_address"],
     "audit": ["judge_human", "read_labels"],
     "compare": ["compare_table", "evaluations", "side_by_side"],
     "explorer": ["RunExplorer"],
@@ -44,6 +45,7 @@ _NAMES = {
     ],
     "report": ["report_html", "report_json"],
     "runs": ["Index", "load_trajectory", "look", "problem_table", "run_index"],
+    "still": ["still_html"],
     "sweeps": ["sweep_figure", "sweep_html", "sweep_json"],
     "steps": ["candidate_table", "judgement_table", "step_table", "step_tree", "verdict_matrix"],
     "svg": ["figure_svg"],
@@ -51,7 +53,6 @@ _NAMES = {
 _MODULE_OF = {"packaged": "psr_nb.files", "Run": "psr_nb.folder", "open_run": "psr_nb.folder"}
 for _module, _names in _NAMES.items():
     _MODULE_OF |= dict.fromkeys(_names, f"psr_nb.dashboard.{_module}")
-
 
 # %% ../../nbs/dashboard/names.ipynb #c010
 def __getattr__(name: str):
@@ -65,7 +66,6 @@ def __getattr__(name: str):
             raise
         raise InputError(f"RunExplorer needs {e.name}: pip install 'psr_nb[widgets]'") from e
     return getattr(module, name)
-
 
 # %% ../../nbs/dashboard/names.ipynb #c015
 __all__ = sorted(set(_MODULE_OF) - {"RunExplorer"})
