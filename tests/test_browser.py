@@ -540,7 +540,7 @@ def test_every_view_can_be_read(small, look):
 HIDDEN = """
 () => {
   const page = document.querySelector('.jp-WindowedPanel-outer, .jp-Notebook').getBoundingClientRect();
-  const parts = Array.from(document.querySelectorAll('.psr-steps-mid,.psr-steps-low,.psr-steps .psr-scrolls'));
+  const parts = Array.from(document.querySelectorAll('.psr-steps-mid,.psr-steps-low,.psr-scrolls'));
   const below = e => e.getBoundingClientRect().bottom - page.bottom;
   const cut = parts.filter(e => e.scrollHeight > e.clientHeight + 1 || below(e) > 0);
   return cut.map(e => `${e.className}: ${e.scrollHeight} in ${e.clientHeight}, ${below(e)} below the page`);

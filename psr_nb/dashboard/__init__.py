@@ -54,6 +54,7 @@ _MODULE_OF = {"packaged": "psr_nb.files", "Run": "psr_nb.folder", "open_run": "p
 for _module, _names in _NAMES.items():
     _MODULE_OF |= dict.fromkeys(_names, f"psr_nb.dashboard.{_module}")
 
+
 # %% ../../nbs/dashboard/names.ipynb #c010
 def __getattr__(name: str):
     "A name of the table, imported when it is asked for."
@@ -66,6 +67,7 @@ def __getattr__(name: str):
             raise
         raise InputError(f"RunExplorer needs {e.name}: pip install 'psr_nb[widgets]'") from e
     return getattr(module, name)
+
 
 # %% ../../nbs/dashboard/names.ipynb #c015
 __all__ = sorted(set(_MODULE_OF) - {"RunExplorer"})
