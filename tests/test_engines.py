@@ -50,12 +50,12 @@ def asks(engine, numbers) -> list[list[int]]:
 
 def test_greedy_is_what_transformers_generates(engine):
     prompts, model = asks(engine, range(20, 30)), load_model(DEMO)
-    got = generate(engine, [Request(p, Sampling(max_tokens=60)) for p in prompts])
+    got = generate(engine, [Request(p, Sampling(max_tokens=110)) for p in prompts])
     for p, [c] in zip(prompts, got, strict=True):
         want = model.generate(
             torch.tensor([p]),
             do_sample=False,
-            max_new_tokens=60,
+            max_new_tokens=110,
             pad_token_id=engine.tokenizer.pad_token_id,
         )
         assert c.ids == want[0, len(p) :].tolist()

@@ -122,10 +122,11 @@ STEPS_STYLE = """
 .psr-steps .psr-steps-bar.psr-steps-bar{flex-flow:row wrap;align-items:center;gap:.1rem .4rem;\
 overflow:visible}
 .psr-steps .psr-steps-body.psr-steps-body{display:grid;\
-grid-template-columns:minmax(150px,215px) minmax(0,1fr);gap:.5rem;\
+grid-template:minmax(0,1fr)/minmax(150px,215px) minmax(0,1fr);gap:.5rem;\
 height:clamp(440px,calc(100vh - 300px),1100px);overflow:visible}
 .psr-steps .psr-steps-list.psr-steps-list{min-height:0;min-width:0;overflow:hidden}
-.psr-steps .psr-steps-list .psr-picker{box-sizing:border-box}
+.psr-steps .psr-steps-list>*{flex:1 1 0;min-height:0;min-width:0;width:100%;margin:0}
+.psr-steps .psr-steps-list .psr-picker{box-sizing:border-box;height:100% !important}
 .psr-steps .psr-steps-detail.psr-steps-detail{display:grid;min-width:0;min-height:0;gap:.35rem;\
 overflow:visible;align-content:start;\
 grid-template-rows:auto minmax(0,max-content) minmax(0,max-content)}
@@ -141,7 +142,7 @@ grid-template-columns:minmax(min-content,230px) minmax(0,1fr)}
 .psr-steps .widget-html,.psr-steps .widget-html-content{min-width:0;line-height:1.45;height:auto}
 .psr-steps .psr-scrolls>*{flex:0 0 auto}.psr-steps .psr-pickable{padding:3px;box-sizing:border-box}
 @container (max-width:700px){
-.psr-steps .psr-steps-body.psr-steps-body{grid-template-columns:minmax(0,1fr);height:auto}
+.psr-steps .psr-steps-body.psr-steps-body{grid-template:none/minmax(0,1fr);height:auto}
 .psr-steps .psr-steps-list.psr-steps-list{height:120px}
 .psr-steps .psr-steps-detail.psr-steps-detail{grid-template-rows:none}
 .psr-steps .psr-steps-mid.psr-steps-mid,.psr-steps .psr-steps-low.psr-steps-low{\
