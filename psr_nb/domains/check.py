@@ -79,7 +79,7 @@ def _limited(function: Callable, what: str, failed: Callable[[Exception], object
                 warnings.warn(f"{said}; it and others like it count as unread", stacklevel=2)
             return failed(e)
 
-    call.limited = True
+    setattr(call, "limited", True)  # noqa: B010 (a function has no such attribute that a type check knows)
     return call
 
 

@@ -339,7 +339,7 @@ def draft(a: Asked) -> dict:
         if learns
         else "there is nothing to teach it, so it has to judge and write in steps already"
     )
-    questions = a.material.data["questions"][0].split(":")[-1]
+    questions = str(a.material.data["questions"][0]).split(":")[-1]
     name = f"{Path(a.model.removeprefix('packaged:')).name}-{file_stem(questions)}"
     return {
         "name": (re.sub(r"[^\w.-]+", "-", name).lower(), "of the run's folder, runs/NAME"),
@@ -473,6 +473,7 @@ def _first_that_fits(
         if not faults:
             return changed, plan
     refuse_unfit(Plan(plan.basis, [p for p in plan.phases if p.fault in faults], plan.disk))
+    raise InputError(f"{plan.basis.recipe.model}: nothing that is known here makes it fit")
 
 
 # %% ../../nbs/studies/new.ipynb #c066
