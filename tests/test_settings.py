@@ -65,6 +65,7 @@ SWITCHES = {
 # What a machine without a GPU, vLLM and deepspeed can't do, and what needs another setting.
 REFUSED = {"dpo.attention": ["flex_attention"], "engine.kind": ["vllm"], "hardware.shard": ["zero3"]}
 REFUSED |= {"dpo.loss": ["aot", "aot_unpaired", "sft", "exo_pair"], "pairs.judgements": ["consistent"]}
+REFUSED |= {f"{section}.report_to": ["trackio", "wandb"] for section in ("sft", "dpo")}  # not installed
 
 # Losses that go the same way as others through a run; `test_pair_settings` compares all.
 ALIKE = {"dpo.loss": ["hinge", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down", "discopop"]}

@@ -32,6 +32,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ..maths.grade import gold_problem
 from ..prompts import Domain, Rubric
 from ..records import EFTRow, IFTRow, Problem
 from ..texts.labels import numbered
@@ -399,6 +400,7 @@ ARITHMETIC = Domain(
     about="The demo's: word problems with sums below 100, checked long-hand.",
     cut=_lines,
     corrupt=_spoilt,
+    gold_fault=gold_problem,
 )
 
 
