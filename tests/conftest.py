@@ -1,5 +1,7 @@
 import fcntl
+import importlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,6 +28,29 @@ def psr():
         )
 
     return call
+
+
+@pytest.fixture
+def here(monkeypatch) -> list[str]:
+    "The names of jobs that were run, in this process; training copies the model, for it is not tested here."
+    import psr_nb.run
+    import psr_nb.studies.sweep
+    import psr_nb.work
+
+    done = []
+
+    def job(function, arguments, log, progress=lambda *_: None, *_, **__):
+        module, _, name = function.partition(":")
+        done.append(f"{name} {arguments.get('arm')} M{arguments.get('n')}")
+        return getattr(importlib.import_module(module), name)(**arguments, progress=progress)
+
+    def train(model, pairs, out, *_, **__):
+        shutil.copytree(model, out)
+
+    monkeypatch.setattr(psr_nb.run, "run_job", job)
+    monkeypatch.setattr(psr_nb.studies.sweep, "run_job", job)
+    monkeypatch.setattr(psr_nb.work, "train_dpo", train)
+    return done
 
 
 @pytest.fixture(scope="session")

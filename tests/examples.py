@@ -59,7 +59,7 @@ def public_functions() -> dict:
 
     found = {}
     for info in pkgutil.walk_packages(psr_nb.__path__, "psr_nb."):
-        if ".data" in info.name or info.name.endswith("_modidx"):
+        if info.name.split(".")[1] in ("data", "_modidx"):
             continue
         module = importlib.import_module(info.name)
         for name in getattr(module, "__all__", ()):

@@ -1,7 +1,6 @@
 "What ends one arm, or one run of a sweep, and not all: no pairs, a lifted gate, a bad value, a dead engine."
 
 import contextlib
-import importlib
 import json
 import shutil
 import threading
@@ -72,25 +71,6 @@ def sets(**changes) -> list[str]:
     return [
         x for name, value in (SMALL | changes).items() for x in ("--set", f"{name}={json.dumps(value)}")
     ]
-
-
-@pytest.fixture
-def here(monkeypatch) -> list[str]:
-    "The names of jobs that were run, in this process; training copies the model, for it is not tested here."
-    done = []
-
-    def job(function, arguments, log, progress=lambda *_: None, *_, **__):
-        module, _, name = function.partition(":")
-        done.append(f"{name} {arguments.get('arm')} M{arguments.get('n')}")
-        return getattr(importlib.import_module(module), name)(**arguments, progress=progress)
-
-    def train(model, pairs, out, *_, **__):
-        shutil.copytree(model, out)
-
-    monkeypatch.setattr(psr_nb.run, "run_job", job)
-    monkeypatch.setattr(psr_nb.studies.sweep, "run_job", job)
-    monkeypatch.setattr(psr_nb.work, "train_dpo", train)
-    return done
 
 
 # of two samples that differ none is the more frequent one, and the judge prefers one
@@ -367,7 +347,8 @@ def test_live_accuracy_comes_from_rollouts_where_nothing_checks_a_step(tmp_path,
     done = run(recipe, tmp_path / "run", quiet=True)
     rows = [json.loads(line) for line in (done.path / "M2/live.jsonl").read_text().splitlines()]
     assert {r["id"] for r in rows} == {q.id for q in Target(done, "judge", 2).questions[:3]}
-    assert all(0 <= x <= 1 for r in rows for x in r["shares"])
+    shares = [x for r in rows for x in r["shares"]]
+    assert shares and all(0 <= x <= 1 for x in shares)
     metrics = json.loads((done.path / "M2/metrics.json").read_text())
     assert metrics["right_pairs"] is None or metrics["right_pairs"]["n"] > 0
     assert "rollouts" in metrics["costs"]

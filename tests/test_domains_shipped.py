@@ -62,9 +62,9 @@ def agree(name, n, seed):
         for k, step in enumerate(steps):
             assert domain.check(p.question, steps[:k], step), (p.question, steps[: k + 1])
             spoilt = domain.corrupt(p.question, steps[:k], step, rng)
-            if spoilt:
-                assert domain.check(p.question, steps[:k], spoilt[0]) is False, (p.question, spoilt)
-                assert spoilt[0] != step and "{right}" in spoilt[1] and "{wrong}" in spoilt[1]
+            assert spoilt, (p.question, step)
+            assert domain.check(p.question, steps[:k], spoilt[0]) is False, (p.question, spoilt)
+            assert spoilt[0] != step and "{right}" in spoilt[1] and "{wrong}" in spoilt[1]
 
 
 @pytest.mark.parametrize(("name", "n"), [("knights", 300), ("reckoning", 2000), ("tracing", 60)])

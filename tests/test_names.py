@@ -14,7 +14,7 @@ import pytest
 import psr_nb
 
 MODULES = sorted(
-    m.name for m in pkgutil.walk_packages(psr_nb.__path__, "psr_nb.") if ".data" not in m.name
+    m.name for m in pkgutil.walk_packages(psr_nb.__path__, "psr_nb.") if m.name.split(".")[1] != "data"
 )
 
 

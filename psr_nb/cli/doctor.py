@@ -171,7 +171,7 @@ def _pictures() -> Finding:
 def _hub(offline: bool) -> Finding:
     "Models and questions by a name of the hub."
     way = "name folders and files instead, or set HF_ENDPOINT or a proxy"
-    why = way if offline else "its name is known here"
+    why = way if offline else "nothing says that it can't be reached"
     return Finding("models and data sets from the hub", not offline, why)
 
 

@@ -777,7 +777,7 @@ def _add_grade(add):
     c = add(
         "grade",
         grade,
-        "grade a JSONL file of gold answers and answers; "
+        "grade a file (JSONL, CSV, TSV, Parquet) of gold answers and answers; "
         "the rows, with 'equal' and 'note', on standard output",
     )
     file = (

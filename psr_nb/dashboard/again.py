@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from ..domains.find import domain_named, is_own
 from ..files import iter_jsonl
 from ..folder import Run
-from ..recipe import domain_named
 from .align import aligned_html, searched_column
 from .html import search_html, shown
 from .probe import probe_file
@@ -48,7 +48,7 @@ def shared(source: str, indexes: dict[str, Index], least: int = 2) -> list[Searc
 def _probe_right(run: Run) -> Right:
     "Is an answer to a question of the probe set right? None where no reference is known."
     path = run.path / "probe" / "questions.jsonl"
-    if not path.is_file() or ":" in run.recipe.domain:
+    if not path.is_file() or is_own(run.recipe.domain):
         return not_known
     known = {row["id"]: row.get("answer") for _, row in iter_jsonl(path)}
     equal = domain_named(run.recipe.domain).equal

@@ -217,8 +217,7 @@ def solved_columns(rows: pd.DataFrame) -> list[Column]:
 
 def searched_column(name: str, t: Trajectory, right: bool | None = None) -> Column:
     "The chosen steps of a search as a column."
-    kept = [s for s in t.steps if s.chosen is not None and not s.rolled_back]
-    steps = [s.candidates[s.chosen].text.strip() for s in kept]
+    steps = [s.candidates[s.chosen].text.strip() for s in t.path]
     rollbacks = f", {t.rollbacks} roll-backs" if t.rollbacks else ""
     about = f"{t.ended}, {len(t.steps)} rounds{rollbacks}"
     return Column(name, steps, right, t.answer, about)

@@ -49,8 +49,8 @@ from psr_nb.dashboard.overview import (
     warnings_html,
 )
 
+from ..domains.find import domain_named, is_own
 from ..folder import Run, open_run
-from ..recipe import domain_named
 from .again import searched_again, searched_html
 from .align import ALIGN_STYLE, aligned_html, solved_columns
 from .audit import judge_human, read_labels
@@ -58,7 +58,7 @@ from .compare import compare_table, evaluations, question_of, side_by_side
 from .headline import headline_html
 from .probe import probe_summary, probe_table
 from .rejudge import judge_agreement, judge_texts, judges
-from .runs import Index, look, run_index
+from .runs import Index, look, run_indexes
 
 # %% ../../nbs/dashboard/report.ipynb #c008
 _PAGE = """\
@@ -180,7 +180,7 @@ def _counts_html(table: pd.DataFrame) -> str:
 def _example_html(run: Run, solved: dict[str, dict[str, dict]], id: str, kind: str) -> str:
     "A problem as every model solved it, folded up."
     gold = next(of[id]["gold"] for of in solved.values() if id in of)
-    ask = None if ":" in run.recipe.domain else domain_named(run.recipe.domain).ask
+    ask = None if is_own(run.recipe.domain) else domain_named(run.recipe.domain).ask
     asked = question_of(solved, id, ask)
     summary = f"<b>{kind}</b> {html.escape(plain(id, 200))}: {shown(asked, 160)}"
     question = (
@@ -252,18 +252,9 @@ def _probe_html(run: Run, most: int = 10) -> str:
 
 
 # %% ../../nbs/dashboard/report.ipynb #c036
-def _indexes(run: Run) -> dict[str, Index]:
-    "The indexes of the first arm's searches, by model."
-    out = {}
-    for n in range(2, run.last + 1):
-        if (run.folder(run.recipe.arms[0], n) / "trajectories.jsonl").is_file():
-            out[f"M{n}"] = run_index(run, n)
-    return out
-
-
 def _parts(run: Run, sample: int, most: int) -> dict[str, str]:
     "The report's parts by title, empty where there is nothing to show."
-    indexes = _indexes(run)
+    indexes = run_indexes(run)
     room = (most - 1_500_000) // max(1, len(indexes))  # bytes for each iteration's searches
     benchmarks = benchmark_table(run)
     labels = judge_human(read_labels(run))

@@ -168,9 +168,9 @@ class AuditTab(W.VBox):
         self.name = "audit"
         self.pairs = []  # those that were drawn
         self.at = 0  # the pair at hand
-        self.loaded = None  # the arm whose pairs were drawn
+        self.loaded = None  # the run and arm whose pairs were drawn
         self.given = []  # (label, pair) since the tab was opened: what `undo` takes back
-        self.seen = set()  # keys of pairs of which the judge's words were shown
+        self.seen = set()  # (run, key) of pairs of which the judge's words were shown
         self._make_fields()
         self._make_buttons()
         self._make_hotkeys()
@@ -226,9 +226,10 @@ class AuditTab(W.VBox):
     def refresh(self):
         "The iterations there are now; pairs are drawn when the tab is first opened, and for another arm."
         offer(self.iteration, list(self.explorer.searched()))
-        if self.loaded == self.explorer.arm:
+        now = self.explorer.path, self.explorer.arm
+        if self.loaded == now:
             return
-        self.loaded = self.explorer.arm
+        self.loaded = now
         self.given = []
         self.last.value = ""
         self.draw_pairs()
@@ -272,9 +273,11 @@ class AuditTab(W.VBox):
         if self.at >= len(self.pairs):
             return
         p = self.pairs[self.at]
-        kept = add_label(self.explorer.look.run, p, label, self.person.value, p.key in self.seen)
+        kept = add_label(
+            self.explorer.look.run, p, label, self.person.value, (self.explorer.path, p.key) in self.seen
+        )
         self.given.append((kept, p))
-        self.seen.add(p.key)
+        self.seen.add((self.explorer.path, p.key))
         self.last.value = verdict_html(p, label)
         self.go_on(1)
         self.tell()

@@ -53,9 +53,9 @@ from psr_nb.dashboard.widgets import (
     told,
 )
 
+from ..domains.find import domain_named, is_own
 from ..folder import Run
 from ..jobs import JobError, stop_jobs
-from ..recipe import domain_named
 from ..records import InputError
 from .addresses import Address
 from .again import searched_again, searched_html, searched_table
@@ -74,7 +74,7 @@ def solved_html(
     run: Run,
 ) -> str:
     "A problem as every model solved it: question, gold, and the solutions step by step."
-    own = ":" in run.recipe.domain  # somebody's own domain is not imported to look at a run
+    own = is_own(run.recipe.domain)  # somebody's own domain is not imported to look at a run
     ask = None if own else domain_named(run.recipe.domain).ask
     gold = next(of[id]["gold"] for of in solved.values() if id in of)
     asked = shown(question_of(solved, id, ask))
@@ -231,6 +231,7 @@ class JudgeAgain(W.HBox):
             while not job.done():
                 self._show(*latest)
                 await asyncio.wait([job], timeout=0.3)
+            self._show(*latest)
             self._finish(job.result().parent.name, model)
         except Exception as e:
             self._fail(e)
@@ -378,7 +379,7 @@ class JudgedPart(W.VBox):
         "Show the step of the pair, with the pair chosen, in the tab of steps."
         problem, k, attempt, a, b = self.listed[int(self.flips.selected or 0)]
         parts = [self.explorer.arm, self.iteration.value, problem, "step", str(k)]
-        parts += ["attempt", str(attempt + 1)] if attempt else []
+        parts += ["attempt", str(attempt)] if attempt else []
         self.explorer.at(Address("steps", [*parts, "pair", f"{a + 1}-{b + 1}"]))
 
     def place(self) -> list[str]:
@@ -514,7 +515,7 @@ class CompareTab(W.VBox):
 
     def go(self, address: Address):
         "Show what an address names. InputError where it is not there."
-        arm, name, *place = [*address.parts, "", "solved"][: max(2, len(address.parts))]
+        arm, name, *place = [*address.parts, *["", "solved"][len(address.parts) :]]
         if arm:
             self.explorer.choose_arm(arm)
         self.refresh()

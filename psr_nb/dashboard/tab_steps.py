@@ -101,7 +101,8 @@ def step_named(t: Trajectory, parts: list[str]) -> tuple[int, tuple[int, int] | 
         raise InputError(f"{t.problem_id} has no step {'/'.join(parts)[:60]}; its steps are {some}")
     at, pair = there[wanted], None
     if "pair" in named:
-        said = {f"{j.a + 1}-{j.b + 1}": (j.a, j.b) for j in t.steps[at].judgements}
+        judged = [(j.a, j.b) for j in t.steps[at].judgements]
+        said = {f"{a + 1}-{b + 1}": (a, b) for i, j in judged for a, b in ((i, j), (j, i))}
         if named["pair"] not in said:
             raise InputError(f"{t.problem_id} step {wanted[0]} has no pair {named['pair'][:20]!r}")
         pair = said[named["pair"]]

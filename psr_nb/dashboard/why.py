@@ -10,10 +10,11 @@ import math
 from collections import Counter
 from dataclasses import dataclass, replace
 
+from ..domains.find import domain_named, is_own
 from ..folder import Run, Target
 from ..judge import HIGHEST, JudgeSettings, winner, wins
 from ..pairs import PairSettings, best_pair, kept_pairs, pairs_of, why_dropped
-from ..recipe import arm_of, domain_named
+from ..recipe import arm_of
 from ..records import Judgement, Step, StepPair, Trajectory
 from ..search import NO_SCORE, SearchSettings, best_and_worst
 
@@ -47,7 +48,7 @@ def _judge_name(arm: str, n: int) -> str:
 def _checks_steps(run: Run) -> bool | None:
     "Does the run's domain check single steps? None for a domain of somebody's own, which is not imported."
     name = run.recipe.domain
-    return None if ":" in name else domain_named(name).check is not None
+    return None if is_own(name) else domain_named(name).check is not None
 
 
 def rules_of(run: Run, arm: str, n: int) -> Rules:

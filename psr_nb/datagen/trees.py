@@ -14,6 +14,7 @@ from statistics import mean
 from typing import Any
 
 from ..engine import Engine, seed_of
+from ..engines.second import relayed
 from ..files import append_jsonl, continued_jsonl
 from ..prompts import Domain, check_tokenizer, label_ids, step_candidate
 from ..records import Candidate, Completion, InputError, Problem, Request, Sampling
@@ -126,14 +127,9 @@ def _tokens(completions: list[Completion]) -> int:
 
 def _counted(asking: Generator[Any, Any, Any]):
     "Generator that runs another one; (what that one returns, the tokens that it received)."
-    received, tokens = None, 0
-    while True:
-        try:
-            asked = asking.send(received)
-        except StopIteration as end:
-            return end.value, tokens
-        received = yield asked
-        tokens += sum(map(_tokens, received))
+    tokens = []
+    found = yield from relayed(asking, note=lambda received: tokens.extend(map(_tokens, received)))
+    return found, sum(tokens)
 
 
 # %% ../../nbs/datagen/trees.ipynb #c022

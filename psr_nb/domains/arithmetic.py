@@ -36,6 +36,7 @@ from ..maths.grade import gold_problem
 from ..prompts import Domain, Rubric
 from ..records import EFTRow, IFTRow, Problem
 from ..texts.labels import numbered
+from . import made
 
 # %% ../../nbs/domains/arithmetic.ipynb #c006
 NAMES = ["Tom", "Ana", "Ben", "Mia", "Sam", "Eva", "Leo", "Zoe"]
@@ -84,15 +85,14 @@ def draw_problem(rng: random.Random, id: str = "") -> Problem:
 
 
 # %% ../../nbs/domains/arithmetic.ipynb #c013
+def _drawn(rng: random.Random, n: int) -> list[Problem]:
+    "One problem, of whatever number is wanted, as `made.draw_problems` asks for them."
+    return [draw_problem(rng)]
+
+
 def draw_problems(n: int, rng, name: str, banned: set[str]) -> list[Problem]:
     "`n` problems with ids `name-0`, ...; no question twice, none in `banned`, to which they are added."
-    out = []
-    while len(out) < n:
-        p = draw_problem(rng, f"{name}-{len(out)}")
-        if p.question not in banned:
-            banned.add(p.question)
-            out.append(p)
-    return out
+    return made.draw_problems(_drawn, n, rng, name, banned)
 
 
 # %% ../../nbs/domains/arithmetic.ipynb #c016
@@ -517,11 +517,8 @@ def corpus(
 
 
 # %% ../../nbs/domains/arithmetic.ipynb #c088
-_WORD = r" ?[A-Za-z]+|[0-9]|\[\[[AB]\]\]|[^A-Za-z0-9]"
-
-
-def _vocabulary(seed: int, n: int) -> dict[str, int]:
-    "The ids of all words in `n` documents and the judgements of `n` problems, and of three special tokens."
+def _all_words(seed: int, n: int) -> list[str]:
+    "Texts with all words that there are: `n` documents and the judgements of `n` problems."
     rng = random.Random(seed)
     drawn = [draw_problem(rng, "x") for _ in range(n)]
     texts = corpus(n, rng)
@@ -530,26 +527,9 @@ def _vocabulary(seed: int, n: int) -> dict[str, int]:
         for row in eft_rows(p, rng):
             prompt = ARITHMETIC.judge(row.question, row.steps, row.a, row.b)
             texts.append(f"{prompt} {row.explanation}")
-    words = set()
-    for text in texts:
-        words.update(re.findall(_WORD, text))
-    known = ["<pad>", "<eos>", "<unk>", *sorted(words)]
-    return {word: i for i, word in enumerate(known)}
+    return texts
 
 
 def build_tokenizer(seed: int = 0, n: int = 3000):
     "A word-level tokenizer that covers everything this notebook can write."
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    inner = Tokenizer(models.WordLevel(_vocabulary(seed, n), unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Split(Regex(_WORD), "isolated")
-    inner.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
-        model_max_length=512,
-    )
+    return made.word_tokenizer(_all_words(seed, n))

@@ -105,18 +105,6 @@ def guarded(domain: Domain) -> Domain:
 
 
 # %% ../../nbs/domains/check.ipynb #c019
-_OPTIONAL = (
-    "read_sentence",
-    "check",
-    "cut",
-    "conclude",
-    "corrupt",
-    "check_answer",
-    "grade",
-    "gold_fault",
-)
-
-
 def _bad(domain: Domain, what: str) -> InputError:
     return InputError(f"domain {domain.name!r}: {what}")
 
@@ -163,7 +151,7 @@ def check_form(domain: Domain) -> Domain:
         raise InputError(f"domain: its name is {domain.name!r}; give it one")
     for f in fields(Domain):
         value = getattr(domain, f.name)
-        given = f.name not in _OPTIONAL or value is not None
+        given = f.default is not None or value is not None
         if given and f.name not in ("name", "about", "rubric") and not callable(value):
             raise _bad(domain, f"{f.name} is a {type(value).__name__}, and should be a function")
     for k in (1, 2, 9):

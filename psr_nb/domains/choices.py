@@ -147,13 +147,14 @@ def _options_of(question: str) -> dict[str, str]:
 def spoil_step(question: str, steps: list[str], step: str, rng) -> tuple[str, str, str] | None:
     "(a step that names another option, why it is wrong, what was done); None for one that names no option."
     options = _options_of(question)
-    letters = [x for x in re.findall(r"\b[A-J]\b", step.partition("Answer:")[2] or step) if x in options]
+    end = step.partition("Answer:")[2] or step
+    letters = [m for m in re.finditer(r"\b[A-J]\b", end) if m[0] in options]
     named = [letter for letter, text in options.items() if len(text) > 1 and text in step]
-    right = letters[-1] if letters else named[0] if named else None
+    right = letters[-1][0] if letters else named[0] if named else None
     if right is None or len(options) < 2:
         return None
     other = rng.choice([letter for letter in options if letter != right])
-    at = step.rindex(right) if letters else step.index(options[right])
+    at = len(step) - len(end) + letters[-1].start() if letters else step.index(options[right])
     name = right if letters else options[right]
     wrong = step[:at] + (other if letters else options[other]) + step[at + len(name) :]
     told = {letter: f"{letter}, {options[letter]}" for letter in (right, other)}

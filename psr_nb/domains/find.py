@@ -109,8 +109,9 @@ def _module_of(file: Path) -> ModuleType:
             f"domain: {file} starts a run while it is read for its domain; put that under "
             'if __name__ == "__main__":'
         )
-    if file not in _files or _files[file][0] != _sha256(file):
-        _files[file] = _sha256(file), _run_file(file)
+    sha256 = _sha256(file)
+    if file not in _files or _files[file][0] != sha256:
+        _files[file] = sha256, _run_file(file)
     return _files[file][1]
 
 

@@ -73,7 +73,7 @@ def _next_total(parts: dict[str, int], target: str, steps: list[str]) -> str | N
 
 # %% ../../nbs/domains/reckoning.ipynb #c014
 MONTHS = "January February March April May June July August September October November December".split()
-_DATE = re.compile(rf"(?<!\d)(\d{{1,2}}) ({'|'.join(MONTHS)}) (\d{{4}})")
+_DATE = re.compile(rf"(?<!\d)(\d{{1,2}}) ({'|'.join(MONTHS)}) ([12]\d{{3}})")
 
 
 def read_date(text: str) -> date | None:

@@ -222,9 +222,8 @@ class Fleet:
         self.done = []  # what was given up
         self.given_up = 0  # requests, since the fleet was made
         self.past = []  # usage of workers that died
-        self.idle_deaths = (
-            Counter()
-        )  # number of a worker -> deaths with nothing to do since its last answer
+        # number of a worker -> deaths with nothing to do since its last answer
+        self.idle_deaths = Counter()
         self.seconds = 0.0
         self.begun = False  # have all engines been there?
         self.workers = [self._new(i) for i in range(replicas)]

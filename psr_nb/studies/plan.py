@@ -217,7 +217,8 @@ def evaluation_phase(b: Basis, model: str) -> Phase:
         written *= s.samples
     if s.mode == "search":
         read = x.steps * x.step_prompt + x.comparisons * x.judge_prompt
-        written = x.steps * b.recipe.search.w * x.step + x.comparisons * x.verdict
+        judging = x.comparisons * x.verdict * b.recipe.judge.votes
+        written = x.steps * b.recipe.search.w * x.step + judging
     judged, solved = rows["judge_test"], rows["test"] + rows.get("dev", 0)
     read = solved * read + judged * x.judge_prompt
     written = solved * written + judged * x.verdict * b.recipe.judge.votes

@@ -589,7 +589,10 @@ def check_sweep(sweep: Sweep):
     for name, r in recipes_of(sweep).items():
         if (sweep.path / name / "recipe.yaml").is_file():
             continue
-        able, laid_out = asdict(r) | {"seed": 0}, (asdict(r.data), r.seed, r.questions, r.start)
+        able, laid_out = (
+            asdict(r) | {"seed": 0},
+            (asdict(r.data), r.domain, r.seed, r.questions, r.start),
+        )
         for check, depends in (
             (partial(check_machine, r, sweep.path / name), able),
             (partial(plan, r), laid_out),
