@@ -1,24 +1,26 @@
 """The examples of the notebooks, run against the library as it is installed.
 
 `python tests/examples.py` builds the wheel, installs it into an empty folder, and runs every notebook with
-its exported cells replaced by the names of the installed module: a function that only works because a hidden
-cell of its notebook imported something fails here. It ends with the public functions that no example has
-called, and fails if there are any or an example did.
+its exported cells replaced by their names in the installed module: a function that only works because a
+hidden cell of its notebook imported something fails here. It ends with the public functions that no example
+has called, and fails if there are any or an example did.
 """
 
 import argparse
+import ast
 import importlib
 import inspect
 import json
 import os
 import pkgutil
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +37,23 @@ ELSEWHERE = {
     "psr_nb.maths.grade.serve": "the entry point of a grader's process: grade_all",
     "psr_nb.engines.transformers.from_gguf": "needs a GGUF file: make smollm2, for the slow tests",
 }
+
+# What most notebooks import, so that it is imported once and not by each; they are forked from that process.
+PRELOADED = [
+    "execnb.shell",
+    "trl.trainer.dpo_trainer",
+    "trl.trainer.sft_trainer",
+    "plotly.graph_objects",
+]
+
+# The notebooks that take longest, to be begun first.
+LONG = ["grade", "20_run", "bench", "quickstart", "ray", "main", "fleet", "card", "09_dpo"]
+
+
+def longest_first(path: Path):
+    "A sorting key: the order of LONG, then by size."
+    place = LONG.index(path.stem) if path.stem in LONG else len(LONG)
+    return place, -path.stat().st_size
 
 
 def installed(folder: Path) -> Path:
@@ -69,24 +88,30 @@ def public_functions() -> dict:
     return found
 
 
-def shell_for(module: str | None):
-    "A shell whose names are those of the installed module, and which displays nothing."
-    from execnb.shell import CaptureShell
-
-    shell = CaptureShell()
-    if module:
-        shell.user_ns.update(vars(importlib.import_module(module)))
-        shell.user_ns["__name__"] = "__main__"
-        shell.user_ns.pop("__file__", None)
-    return shell
+def names_of(source: str) -> set[str]:
+    "The names that a cell of code defines or imports."
+    found = set()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {(a.asname or a.name).partition(".")[0] for a in node.names}
+        else:
+            found |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+    return found
 
 
 def run_notebook(path: Path) -> list[str]:
-    "Run one notebook's examples; the public functions that were called."
+    """Run one notebook's examples; the public functions that were called.
+
+    Where it exports a cell, the cell's names become those of the installed module: an example that uses a
+    name before the notebook has it fails, as it does in the notebook."""
+    from execnb.shell import CaptureShell
+
     cells = json.loads(path.read_text())["cells"]
     sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
     named = re.search(r"^#\|\s*default_exp (\S+)", "\n".join(sources), re.M)
-    module = "psr_nb." + named[1].removesuffix(".__init__") if named else None
+    module = importlib.import_module("psr_nb." + named[1].removesuffix(".__init__")) if named else None
     wanted, called = public_functions(), set()
 
     def trace(frame, event, arg):
@@ -94,10 +119,12 @@ def run_notebook(path: Path) -> list[str]:
             called.add(frame.f_code)
 
     os.chdir(path.parent)
-    shell = shell_for(module)
+    shell = CaptureShell()
     sys.settrace(trace)
     threading.settrace(trace)
     for n, source in enumerate(sources):
+        if re.match(r"#\|\s*export", source):
+            shell.user_ns.update({k: v for k, v in vars(module).items() if k in names_of(source)})
         if re.match(r"#\|\s*(default_exp|export)", source) or re.search(
             r"^#\|\s*(slow|eval: false)", source, re.M
         ):
@@ -109,62 +136,84 @@ def run_notebook(path: Path) -> list[str]:
     return sorted(wanted[code] for code in called)
 
 
-def one(path: Path, site: Path, folder: Path) -> tuple[Path, list[str] | None, str]:
-    "(notebook, functions called or None if it failed, what it printed) of a process of its own."
-    out = folder / (path.relative_to(NOTEBOOKS).as_posix().replace("/", "_") + ".json")
-    env = os.environ | {
-        "PYTHONPATH": str(site),
-        "OMP_NUM_THREADS": "1",
-        "PLOTLY_RENDERER": "plotly_mimetype",
-    }
-    start = time.time()
-    command = [sys.executable, __file__, "--one", path, "--out", out]
+def begun(path: Path, out: Path) -> int:
+    "A process of its own, forked from this one, that runs a notebook; its id."
+    pid = os.fork()
+    if pid:
+        return pid
+    os.setsid()
+    printed = os.open(out.with_suffix(".txt"), os.O_CREAT | os.O_WRONLY)
+    os.dup2(printed, 1)
+    os.dup2(printed, 2)
     try:
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, cwd=folder)
-        printed = done.stdout + done.stderr
-    except subprocess.TimeoutExpired:
-        printed = "not over after ten minutes"
-    name = path.relative_to(ROOT)
-    print(
-        f"- {'Completed' if out.exists() else 'FAILED'} {name} in {time.time() - start:.0f} s",
-        flush=True,
-    )
-    return path, json.loads(out.read_text()) if out.exists() else None, printed
+        called = run_notebook(path)
+        out.write_text(json.dumps(called))
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    os._exit(0)  # no waiting for what an example left running
+
+
+def run_all(books: list[Path], folder: Path):
+    "Run notebooks, two at a time, each in a process forked from this one; write what each called."
+    public_functions()
+    for name in PRELOADED:
+        importlib.import_module(name)
+    waiting, running = list(books), {}
+    while waiting or running:
+        while waiting and len(running) < 2:
+            path, now = waiting.pop(0), time.time()
+            running[begun(path, folder / result_of(path))] = path, now
+        time.sleep(0.05)
+        for pid, (path, start) in list(running.items()):
+            if time.time() - start > 600:
+                os.killpg(pid, signal.SIGKILL)
+                (folder / result_of(path)).with_suffix(".txt").open("a").write(
+                    "not over after ten minutes"
+                )
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                del running[pid]
+                how = "Completed" if (folder / result_of(path)).exists() else "FAILED"
+                print(f"- {how} {path.relative_to(ROOT)} in {time.time() - start:.0f} s", flush=True)
+    (folder / "everything").write_text(" ".join(public_functions().values()))
+
+
+def result_of(path: Path) -> str:
+    "The name of the file with what a notebook called."
+    return path.relative_to(NOTEBOOKS).as_posix().replace("/", "_") + ".json"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--one", type=Path)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--only", help="a pattern of notebooks' paths")
+    parser.add_argument("--here", type=Path, help="the folder of results; psr_nb is the installed one")
+    parser.add_argument("--only", default="", help="a pattern of notebooks' paths")
     args = parser.parse_args()
-    if args.one:
-        called = run_notebook(args.one)
-        args.out.write_text(json.dumps(called))
-        os._exit(0)  # no waiting for what an example left running
-    books = [p for p in sorted(NOTEBOOKS.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
-    books = [p for p in books if not args.only or re.search(args.only, str(p))]
+    books = [p for p in NOTEBOOKS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
+    books = [p for p in books if re.search(args.only, str(p))]
+    if args.here:
+        run_all(sorted(books, key=longest_first), args.here)
+        return 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        site = installed(folder)
-        largest_first = sorted(books, key=lambda p: -p.stat().st_size)
-        with ThreadPoolExecutor(2) as pool:
-            results = list(pool.map(lambda p: one(p, site, folder), largest_first))
-        listed = [sys.executable, "-c", "import examples; print(*examples.public_functions().values())"]
-        env = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), str(Path(__file__).parent)])}
-        everything = subprocess.run(
-            listed, env=env, capture_output=True, text=True, cwd=folder, check=True
-        )
-    failed = [(p, printed) for p, called, printed in results if called is None]
-    for p, printed in failed:
-        print(f"\n{p.relative_to(ROOT)}:\n{printed[-4000:]}")
-    seen = {name for _, called, _ in results for name in called or ()} | set(ELSEWHERE)
-    missed = [] if args.only or failed else sorted(set(everything.stdout.split()) - seen)
+        env = os.environ | {
+            "PYTHONPATH": str(installed(folder)),
+            "OMP_NUM_THREADS": "1",
+            "PLOTLY_RENDERER": "plotly_mimetype",
+        }
+        command = [sys.executable, __file__, "--only", args.only, "--here", folder]
+        subprocess.run(command, env=env, cwd=folder, check=True)
+        done = [folder / result_of(p) for p in books]
+        failed = [p for p, out in zip(books, done, strict=True) if not out.exists()]
+        for p in failed:
+            printed = (folder / result_of(p)).with_suffix(".txt").read_text()
+            print(f"\n{p.relative_to(ROOT)}:\n{printed[-4000:]}")
+        seen = {name for out in done if out.exists() for name in json.loads(out.read_text())}
+        everything = set((folder / "everything").read_text().split())
+    missed = [] if args.only or failed else sorted(everything - seen - set(ELSEWHERE))
     if missed:
         print("\npublic functions that no example calls:", *missed, sep="\n  ")
-    print(
-        f"examples: {len(results) - len(failed)} notebooks passed, {len(failed) + bool(missed)} failed"
-    )
+    passed = len(books) - len(failed)
+    print(f"examples: {passed} notebooks passed, {len(failed) + bool(missed)} failed")
     return int(bool(failed or missed))
 
 

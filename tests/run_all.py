@@ -1,8 +1,8 @@
 """Run the notebooks' examples and pytest, and end with `N passed, N failed`.
 
 `python tests/run_all.py` is the quick suite: every notebook's examples against the installed wheel, and the
-tests that are not marked slow. `--slow` is the rest: nbdev_test on all notebooks, those with cells marked
-`#| slow` with these, and the slow tests. It fails if nothing ran.
+tests that are not marked slow. `--slow` is the rest: nbdev_test on the notebooks with cells marked `#| slow`,
+and the slow tests. It fails if nothing ran.
 """
 
 import os
@@ -81,13 +81,11 @@ def notebooks(*flags, minutes) -> tuple[int, int]:
 
 
 def slow_notebooks() -> tuple[int, int]:
-    "(passed, failed) of nbdev_test on all notebooks, slow cells included where a notebook has any."
+    "(passed, failed) of nbdev_test on the notebooks with slow cells; `examples` runs all others."
     books = [p for p in sorted((ROOT / "nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
     marked = [p.name for p in books if '"#| slow' in p.read_text()]
     names = "|".join(map(re.escape, marked))
-    with_slow = notebooks("--file_re", f"^({names})$", "--flags", "slow", minutes=30)
-    others = notebooks("--skip_file_re", f"^([_.].*|{names})$", minutes=20)
-    return with_slow[0] + others[0], with_slow[1] + others[1]
+    return notebooks("--file_re", f"^({names})$", "--flags", "slow", minutes=30)
 
 
 def tests(*flags, minutes) -> tuple[int, int, int]:

@@ -191,11 +191,11 @@ def test_length_is_penalised_and_limited():
 
 TOGETHER = {
     "model": "packaged:models/demo-m1",
-    "questions": "[7,6]",
+    "questions": "[12,10]",
     "arms": "[judge]",
     "gates.action": "warn",
     "judge.votes": 3,
-    "judge.temperature": 0.8,
+    "judge.temperature": 1.2,
     "pairs.judges_agree": "[M1,self]",
     "pairs.judgements": "consistent",
     "pairs.weight": "margin",

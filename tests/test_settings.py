@@ -101,11 +101,6 @@ def working() -> dict[str, list]:
     return {name: [v for v in values if v not in left_out[name]] for name, values in found.items()}
 
 
-def one_by_one() -> list[dict]:
-    "Every value of every setting, beside the values of the small recipe."
-    return [{name: value} for name, values in working().items() for value in values]
-
-
 def pairwise() -> list[dict]:
     "Settings such that every two values of two settings come together in some of them."
     several = {name: values for name, values in working().items() if len(values) > 1}
@@ -185,6 +180,9 @@ def killed(process, folder: Path, rng: random.Random) -> bool:
     return hit
 
 
+ALL_TIED = re.compile("no pair to train on; steps [0-9]+.* tie [0-9]+")
+
+
 def completes(settings: dict, tmp_path: Path):
     "A run with these settings, killed once, is completed by the same command, and both reports show it."
     changed = SMALL | settings
@@ -199,9 +197,9 @@ def completes(settings: dict, tmp_path: Path):
     files = [str(p.relative_to(folder)) for p in sorted(folder.rglob("*.json*"))]
     print(f"seed {seed}, killed {'in mid-run' if hit else 'too late'}: {files}")
     code, _, wrong = psr(*line, out=out)
-    if code == 2 and changed.get("judge.verdict") == "short":
+    if code == 3 and changed.get("judge.verdict") == "short":
         # the demo's judge never learned to judge without an explanation, and may tie at every step
-        assert re.search("no pair to train on; steps [0-9]+.* tie [0-9]+", wrong), wrong
+        assert ALL_TIED.search(wrong), wrong
         return
     assert code == 0, (code, wrong, told(settings))
     arms, last = changed["arms"], 1 + len(changed["questions"])
@@ -230,12 +228,6 @@ def test_every_pair_of_values(tmp_path, settings):
     completes(settings, tmp_path)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("settings", one_by_one(), ids=told)
-def test_every_value(tmp_path, settings):
-    completes(settings, tmp_path)
-
-
 def test_the_quick_runs_have_every_value():
     quick = pairwise()[:12]
     for name, values in working().items():
@@ -260,7 +252,7 @@ def test_scored_verdicts_on_vllm(tmp_path, verdict):
     given = [x for name, value in settings.items() for x in ("--set", f"{name}={json.dumps(value)}")]
     command = [Path(sys.executable).parent / "psr_nb", "run", "fast", "--out", tmp_path / "run", *given]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 or done.returncode == 3 and ALL_TIED.search(done.stderr), done.stderr
     lines = (tmp_path / "run" / "M2" / "trajectories.jsonl").read_text("utf-8").splitlines()
     judgements = [j for line in lines for step in json.loads(line)["steps"] for j in step["judgements"]]
     assert judgements and all(len(j["logprobs"]) == 2 for j in judgements)
