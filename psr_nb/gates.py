@@ -505,14 +505,17 @@ def check_judge(
     setup: JudgeSetup,
     rows: list[EFTRow],
     progress: Callable[[str, int, int], None] = lambda *_: None,
+    heard: dict[int, list[Judgement]] | None = None,  # is filled with what was said of each row
 ) -> dict[str, dict]:
     "Judge each pair in both orders: name -> `value`, `low`, `high`, `n`."
+    heard = {} if heard is None else heard
     ratios = {name: Ratio() for name in (*SHARES[:3], "accuracy")}
     asked = []
     for i, r in enumerate(rows):
         seed = partial(seed_of, r.id)
         asked.append((i, judged(setup, r.question, r.steps, [r.a, r.b], _BOTH, seed)))
     for done, (i, judgements) in enumerate(drive(engine, asked), 1):
+        heard[i] = judgements
         for name, (x, n) in _check_counts(rows[i], judgements).items():
             ratios[name].add(x, n)
         if done < len(rows):

@@ -8,6 +8,7 @@ __all__ = [
     "checks_judge",
     "kept_health",
     "check_before",
+    "calibration_of",
     "note_search",
     "note_none",
     "health_of_search",
@@ -41,9 +42,9 @@ from .engine import seed_of
 from .engines.second import TwoEngines
 from .files import read_jsonl, write_whole
 from .folder import Phase, Run, Target
-from .judge import JudgeSetup
+from .judge import Calibration, JudgeSetup, calibrated
 from .recipe import arm_of
-from .records import EFTRow, InputError, json_file, reading
+from .records import EFTRow, InputError, as_record, as_row, json_file, reading
 from .search import SearchSetup
 from .searches import is_searched, trajectories_of
 
@@ -64,7 +65,7 @@ def checks_judge(target: Target) -> bool:
 def _rows_to_check(target: Target, engine) -> tuple[str, list[EFTRow]]:
     "(where the pairs are from, the pairs) that a judge is shown before it searches."
     r, n = target.recipe, target.recipe.gates.check_pairs
-    for source in ("judge_test", "eft"):
+    for source in () if r.judge.policy == "bayesian" else ("judge_test", "eft"):
         file = target.run.data(source)
         rows = read_jsonl(file, EFTRow) if file.is_file() else []
         drawn = drawn_pairs(rows, n, seed_of(r.seed, "check", target.n))
@@ -84,6 +85,8 @@ def kept_health(target: Target) -> dict:
     kept = json_file(file) if file.is_file() else {}
     if not isinstance(kept, dict) or not isinstance(kept.get("no_pairs", ""), str):
         raise InputError(f"{file}: not figures of health; remove the file, and it is written again")
+    if "calibration" in kept:
+        as_record(Calibration, kept["calibration"], f"{file}: calibration")
     return kept | {at: as_figures(kept[at], str(file)) for at in ("check", "search") if at in kept}
 
 
@@ -103,12 +106,22 @@ def check_before(target: Target, engine, progress: Callable[[str, int, int], Non
     source, rows = _rows_to_check(target, engine)
     judge = engine.both[1] if isinstance(engine, TwoEngines) else engine
     setup = JudgeSetup(judge.tokenizer, target.domain, r.judge, judge.context)
-    figures = check_judge(judge, setup, rows, progress)
+    heard = {}
+    figures = check_judge(judge, setup, rows, progress, heard)
     phase.end()
     _keep_health(target, pairs_from=source, pairs=len(rows), check=figures)
+    if r.judge.policy == "bayesian":
+        in_order = [heard[i] for i in range(len(rows))]  # sums don't depend on who finished first
+        _keep_health(target, calibration=as_row(calibrated(in_order)))
 
 
-# %% ../nbs/17_health.ipynb #c019
+# %% ../nbs/17_health.ipynb #c016
+def calibration_of(target: Target) -> Calibration:
+    "What the check before the search found of its judge; nothing is known where there was none."
+    return as_record(Calibration, kept_health(target).get("calibration", {}))
+
+
+# %% ../nbs/17_health.ipynb #c020
 def note_search(target: Target):
     "Keep the figures of health of a finished search; once, and again where an earlier version had fewer."
     if "step_tokens" in kept_health(target).get("search", {}) or not is_searched(target):
@@ -119,7 +132,7 @@ def note_search(target: Target):
     _keep_health(target, search=health.figures())
 
 
-# %% ../nbs/17_health.ipynb #c023
+# %% ../nbs/17_health.ipynb #c024
 def note_none(target: Target, said: str):
     "Keep that a search gave no pair to train on, and what became of its steps in words."
     _keep_health(target, no_pairs=said)
@@ -131,7 +144,7 @@ def health_of_search(target: Target) -> str:
     return json.dumps({name: found for name, found in kept.items() if name != "no_pairs"}, indent=1)
 
 
-# %% ../nbs/17_health.ipynb #c027
+# %% ../nbs/17_health.ipynb #c028
 def _length_growth(target: Target) -> dict[str, dict]:
     "By how much the samples of a search are longer than those of M1's; {} where that is not known."
     searches = [kept_health(replace(target, n=n)).get("search", {}) for n in (2, target.n)]
@@ -141,7 +154,7 @@ def _length_growth(target: Target) -> dict[str, dict]:
     return {"length_growth": growth(first, now)}
 
 
-# %% ../nbs/17_health.ipynb #c030
+# %% ../nbs/17_health.ipynb #c031
 def health_of(target: Target) -> dict[str, dict]:
     """`check` and `search`, each name -> `value`, `low`, `high`, `n`: the health that a model was made with.
 
@@ -161,7 +174,7 @@ def crossings(target: Target) -> list[tuple[str, Crossing]]:
     return [(at, c) for at in found for c in crossed(found[at], target.recipe.gates)]
 
 
-# %% ../nbs/17_health.ipynb #c034
+# %% ../nbs/17_health.ipynb #c035
 @dataclass(frozen=True)
 class Ended:
     "Why an arm makes no more models, though its recipe has questions for them."
@@ -172,7 +185,7 @@ class Ended:
     said: str
 
 
-# %% ../nbs/17_health.ipynb #c037
+# %% ../nbs/17_health.ipynb #c038
 def _by_gates(target: Target) -> Ended | None:
     "What the gates say to the model that would come next."
     gates = target.recipe.gates
@@ -204,7 +217,7 @@ def _by_patience(target: Target) -> Ended | None:
     return Ended(arm, target.n, "stop", f"{said}; {lift}")
 
 
-# %% ../nbs/17_health.ipynb #c041
+# %% ../nbs/17_health.ipynb #c042
 def _by_pairs(target: Target) -> Ended | None:
     "What is kept of a search that gave no pair."
     said = kept_health(target).get("no_pairs")
@@ -213,7 +226,7 @@ def _by_pairs(target: Target) -> Ended | None:
     return Ended(target.arm, target.n, "pairs", f"{target.arm}: ends with M{target.n - 1}: {said}")
 
 
-# %% ../nbs/17_health.ipynb #c043
+# %% ../nbs/17_health.ipynb #c044
 def why_ended(run: Run, arm: str) -> Ended | None:
     "Why an arm ended before its last model, None if it did not."
     for n in range(2, run.last + 1):

@@ -6,6 +6,8 @@
 __all__ = [
     "Shown",
     "Policy",
+    "MOST_FOR_A",
+    "PAIR_SHARE",
     "TOO_LONG",
     "Asking",
     "HIGHEST",
@@ -15,8 +17,14 @@ __all__ = [
     "run_with",
     "knockout",
     "adaptive",
+    "Calibration",
+    "bayesian",
+    "calibrated",
+    "followed",
+    "played",
     "replay",
     "agreement",
+    "agreement_by_n",
     "JudgeSettings",
     "policy_for",
     "judged_with",
@@ -44,6 +52,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations, permutations, zip_longest
+from statistics import NormalDist
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
@@ -257,61 +266,336 @@ def adaptive(
 
 
 # %% ../nbs/04_judge.ipynb #c035
+@dataclass(frozen=True)
+class Calibration:
+    """What is known of a judge's log-odds of A before a step: one mean, and standard deviations.
+
+    Of verdicts without log-odds the unit is the spread of what two candidates differ by. The defaults are
+    those of a judge that nobody has looked at: its bias may be large."""
+
+    bias: float = 0.0  # for the candidate shown first
+    bias_sd: float = 1.0  # how far the bias may be from that
+    strength: float = 0.59  # of a candidate
+    pair: float = 0.55  # that two candidates add, the same in both orders
+    order: float = 0.64  # that one order adds: with these it says the same in 3 of 4 pairs
+    scored: bool = False  # is it made of log-odds?
+
+
+# %% ../nbs/04_judge.ipynb #c037
+@dataclass
+class _Table:
+    "The comparisons of n candidates: what was said, and how the log-odds of A of each are distributed."
+
+    shown: list[Shown]
+    sides: np.ndarray  # (comparisons, n): 1 for the candidate shown first, -1 for the second
+    mean: np.ndarray  # (comparisons + 1,): the log-odds of A, and last the bias
+    cov: np.ndarray  # their covariances
+    made: dict[Shown, Judgement]
+
+    @property
+    def left(self) -> list[int]:
+        "Rows of the comparisons that are not made yet."
+        return [k for k, pair in enumerate(self.shown) if pair not in self.made]
+
+
+def _before(n: int, c: Calibration) -> _Table:
+    "The table of n candidates before any comparison."
+    shown = list(permutations(range(n), 2))
+    firsts, seconds = np.array(shown).T
+    sides = np.eye(n)[firsts] - np.eye(n)[seconds]
+    same = (firsts[:, None] == firsts) & (seconds[:, None] == seconds)
+    turned = (firsts[:, None] == seconds) & (seconds[:, None] == firsts)
+    cov = np.full((len(shown) + 1,) * 2, c.bias_sd**2)
+    cov[:-1, :-1] += c.strength**2 * (sides @ sides.T)
+    cov[:-1, :-1] += c.pair**2 * (same.astype(float) - turned) + c.order**2 * same
+    return _Table(shown, sides, np.full(len(shown) + 1, c.bias), cov, {})
+
+
+# %% ../nbs/04_judge.ipynb #c040
+_NORMAL = NormalDist()
+
+
+def _learn(t: _Table, j: Judgement, scored: bool):
+    "Take what a judgement says into a table: its log-odds, or the side it names."
+    k = t.shown.index((j.a, j.b))
+    t.made[j.a, j.b] = j
+    if j.verdict is None:
+        return
+    sd = math.sqrt(t.cov[k, k])
+    along = t.cov[:, k] / sd
+    if scored and j.logprobs:
+        shift, lost = (j.logprobs[0] - j.logprobs[1] - t.mean[k]) / sd, 1.0
+    else:
+        sign = 1 if j.verdict == "A" else -1
+        z = max(-8.0, sign * t.mean[k] / sd)  # beyond, the density divided by its tail is 0 / 0
+        cut = _NORMAL.pdf(z) / _NORMAL.cdf(z)
+        shift, lost = sign * cut, cut * (cut + z)
+    t.mean = t.mean + along * shift
+    t.cov = t.cov - np.outer(along, along) * lost
+
+
+# %% ../nbs/04_judge.ipynb #c044
+def _drawn(t: _Table, draws: int, rng) -> tuple[np.ndarray, np.ndarray]:
+    """(does the first win: (draws, comparisons left); wins of each candidate at the end: (draws, n))."""
+    left, n = t.left, t.sides.shape[1]
+    ends = np.tile(wins(n, list(t.made.values())), (draws, 1))
+    if not left:
+        return np.zeros((draws, 0), bool), ends
+    # rounding may leave a variance a little negative
+    spread = t.cov[np.ix_(left, left)] + 1e-9 * np.eye(len(left))
+    noise = rng.standard_normal((draws, len(left))) @ np.linalg.cholesky(spread).T
+    first = t.mean[left] + noise > 0
+    sides = t.sides[left]
+    ends = ends + first @ (sides > 0).astype(float) + ~first @ (sides < 0).astype(float)
+    return first, ends.round(9)  # shares of votes add up to the same with this
+
+
+def _known(ends: np.ndarray) -> tuple[float, float]:
+    "Shares of the draws (draws, n) where those with most and least wins are best and worst, and of ties."
+    expected = ends.mean(0)
+    best, worst = ends[:, expected.argmax()], ends[:, expected.argmin()]
+    tie = ends.max(1) == ends.min(1)
+    agreed = (best == ends.max(1)) & (worst == ends.min(1)) & ~tie
+    return float(agreed.mean()), float(tie.mean())
+
+
+# %% ../nbs/04_judge.ipynb #c048
+def _entropy(p: np.ndarray) -> np.ndarray:
+    "In nats, over the last axis."
+    return -(p * np.log(np.maximum(p, 1e-12))).sum(-1)
+
+
+def _information(first: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    "What each comparison left (draws, comparisons) tells of best and of worst (draws, n), in nats."
+    p, told = first.mean(0), 0.0
+    tie = ends.max(1, keepdims=True) == ends.min(1, keepdims=True)
+    for extreme in (ends.max(1, keepdims=True), ends.min(1, keepdims=True)):
+        there = (ends == extreme) & ~tie
+        which = np.hstack([there / np.maximum(1, there.sum(1, keepdims=True)), tie])
+        together = first.T.astype(float) @ which / len(first)
+        apart = which.mean(0) - together
+        if_first = _entropy(together / np.maximum(p, 1e-12)[:, None])
+        if_second = _entropy(apart / np.maximum(1 - p, 1e-12)[:, None])
+        told = told + _entropy(which.mean(0)) - p * if_first - (1 - p) * if_second
+    return np.maximum(0.0, told)  # rounding may leave it a little negative
+
+
+# %% ../nbs/04_judge.ipynb #c051
+MOST_FOR_A = 0.7  # share of the verdicts that the place may win where one order is relied upon
+
+
+def _is_fair(t: _Table, c: Calibration) -> bool:
+    "Is the bias surely small enough to rely on one order?"
+    spread = math.sqrt(2 * c.strength**2 + c.pair**2 + c.order**2)
+    at_most = abs(t.mean[-1]) + 2 * math.sqrt(max(0.0, t.cov[-1, -1]))
+    return _NORMAL.cdf(at_most / spread) <= MOST_FOR_A
+
+
+def _round(t: _Table, fair: bool, told: np.ndarray) -> list[Shown]:
+    "The comparisons of the next round, by what those that are left tell."
+    n, left = t.sides.shape[1], t.left
+    if not t.made and (n == 2 or not fair):
+        chosen = [(i, i + 1) for i in range(0, n - 1, 2)]
+    elif not t.made:
+        chosen = [(i, (i + 1) % n) for i in range(n)]
+    else:
+        chosen, taken = [], set()
+        for k in np.argsort(-told, kind="stable"):
+            pair = t.shown[left[k]]
+            if told[k] >= told.max() / 2 and not taken & set(pair):
+                chosen.append(pair)
+                taken |= set(pair)
+    if not fair:
+        chosen = [pair for a, b in chosen for pair in ((a, b), (b, a))]
+    return [pair for pair in chosen if pair not in t.made]
+
+
+# %% ../nbs/04_judge.ipynb #c054
+def bayesian(
+    n: int,
+    c: Calibration = Calibration(),
+    confidence: float = 0.8,  # that best and worst, or the tie, are the round robin's in both orders
+    draws: int = 400,
+) -> Policy:
+    "Rounds of the comparisons that tell most, until the end of the round robin is known well enough."
+    rng, t = np.random.default_rng(n), _before(n, c)
+    first, ends = _drawn(t, draws, rng)
+    known = (0.0, 0.0)
+    while t.left and (not t.made or max(known) < confidence):
+        judgements = yield _round(t, _is_fair(t, c), _information(first, ends))
+        for j in judgements:
+            _learn(t, j, c.scored)
+        first, ends = _drawn(t, draws, rng)
+        known = _known(ends)
+    agreed, tie = known
+    expected = ends.mean(0)
+    return [float(expected.mean())] * n if tie > agreed else expected.tolist()
+
+
+# %% ../nbs/04_judge.ipynb #c059
+PAIR_SHARE = 0.2  # of the variance between two candidates, by their pair and not by their strengths
+_cdf = np.vectorize(_NORMAL.cdf)
+
+
+def _consistency(z: float, orders: np.ndarray) -> np.ndarray:
+    "Share of pairs with the same winner in both orders, by what an order adds, at a bias of `z` spreads."
+    between = np.linspace(-4, 4, 161)  # of the two candidates, in its standard deviations
+    weights = np.exp(-(between**2) / 2)
+    bias = z * np.hypot(1, orders)[:, None]
+    first_wins = _cdf((between + bias) / orders[:, None])
+    again = _cdf((between - bias) / orders[:, None])
+    return (first_wins * again + (1 - first_wins) * (1 - again)) @ weights / weights.sum()
+
+
+def _by_verdict(said: np.ndarray) -> tuple[float, float, float]:
+    "(bias, its standard deviation, that of an order) of verdicts (pairs, 2): was it A?"
+    n, same = len(said), said[:, 0] != said[:, 1]
+    for_a = (said.sum() + 1) / (2 * n + 2)  # a pair with two winners is added to the counts
+    orders, z = np.geomspace(0.05, 5, 40), _NORMAL.inv_cdf(for_a)
+    off = _consistency(z, orders) - (same.sum() + 1) / (n + 2)
+    order = float(orders[np.abs(off).argmin()])
+    spread = math.hypot(1, order)
+    error = math.sqrt((((said.mean(1) - 0.5) ** 2).sum() + 0.25) / (n + 1) / n)
+    return spread * z, spread * error / _NORMAL.pdf(z), order
+
+
+# %% ../nbs/04_judge.ipynb #c062
+def calibrated(pairs: list[list[Judgement]]) -> Calibration:
+    "What a judge does, from judgements of pairs in both orders; of fewer than two pairs the default."
+    pairs = [two for two in pairs if len(two) == 2 and None not in (two[0].verdict, two[1].verdict)]
+    if len(pairs) < 2:
+        return Calibration()
+    scored = all(j.logprobs for two in pairs for j in two)
+    if scored:
+        y = np.array([[j.logprobs[0] - j.logprobs[1] for j in two] for two in pairs])
+        half = (y[:, 0] - y[:, 1]) / 2
+        common = max(1e-6, y.mean(1).var(ddof=1))
+        bias, error, order = y.mean(), math.sqrt(common / len(y)), math.sqrt(2 * common)
+        between = max(1e-6, (half**2).mean() - common)
+    else:
+        bias, error, order = _by_verdict(np.array([[j.verdict == "A" for j in two] for two in pairs]))
+        between = 1.0
+    strength, pair = math.sqrt(between * (1 - PAIR_SHARE) / 2), math.sqrt(between * PAIR_SHARE)
+    return Calibration(float(bias), float(error), strength, pair, order, scored)
+
+
+# %% ../nbs/04_judge.ipynb #c066
+def followed(c: Calibration, steps: Iterable[list[Judgement]]) -> Calibration:
+    "What is known of a judge's bias after the judgements of some steps."
+    for judgements in steps:
+        if judgements:
+            t = _before(1 + max(max(j.a, j.b) for j in judgements), c)
+            for j in judgements:
+                _learn(t, j, c.scored)
+            c = replace(c, bias=float(t.mean[-1]), bias_sd=math.sqrt(max(0.0, t.cov[-1, -1])))
+    return c
+
+
+# %% ../nbs/04_judge.ipynb #c069
+def played(
+    policy: Policy,
+    judgements: list[Judgement],  # of a round robin in both orders
+) -> tuple[list[float], list[list[Shown]]]:
+    "Scores of a policy and what it asked, round by round, where recorded judgements answer it."
+    recorded = {(j.a, j.b): j for j in judgements}
+    rounds = []
+
+    def look_up(asked):
+        rounds.append(asked)
+        return [recorded[pair] for pair in asked]
+
+    return run_with(policy, look_up), rounds
+
+
 def replay(
     policy: Policy,
     judgements: list[Judgement],  # of a round robin in both orders
 ) -> tuple[list[float], int]:
     "Scores and number of calls of a policy, where recorded judgements answer it."
-    recorded = {(j.a, j.b): j for j in judgements}
-    calls = []
-
-    def look_up(asked):
-        calls.extend(asked)
-        return [recorded[pair] for pair in asked]
-
-    return run_with(policy, look_up), len(calls)
+    scores, rounds = played(policy, judgements)
+    return scores, sum(map(len, rounds))
 
 
-# %% ../nbs/04_judge.ipynb #c038
+# %% ../nbs/04_judge.ipynb #c072
+def _compare(
+    out: Counter,
+    judgements: list[Judgement],
+    policy: Callable[[int], Policy],
+    tokens: dict[Shown, int],  # of each comparison
+):
+    "Count a recorded step, and what a policy makes of it, into `out`."
+    n = 1 + max(j.a for j in judgements)
+    whole = wins(n, judgements)
+    scores, rounds = played(policy(n), judgements)
+    ties = max(scores) == min(scores)
+    out["policy_tied"] += ties
+    if max(whole) == min(whole):
+        out["tied"] += 1
+        out["ties_found"] += ties
+        return
+    asked = [pair for pairs in rounds for pair in pairs]
+    best = whole[scores.index(max(scores))] == max(whole)
+    worst = whole[scores.index(min(scores))] == min(whole)
+    counts = {"steps": 1, "calls": len(asked), "rounds": len(rounds), "all_calls": len(judgements)}
+    counts |= {"best": best, "worst": worst, "same_choice": best and worst}
+    counts |= {"tokens": sum(map(tokens.get, asked)), "all_tokens": sum(tokens.values())}
+    out.update(counts)
+
+
 def agreement(
     steps: list[list[Judgement]],  # of each step: the judgements of a round robin in both orders
     policy: Callable[[int], Policy],
+    tokens: list[dict[Shown, int]] | None = None,  # of each step's comparisons; None counts them alike
 ) -> dict:
     """A policy against recorded round robins in both orders.
 
-    `same_choice` (best and worst both), `best` and `worst` are shares of the steps that are not tied."""
-    out, calls, full = Counter(), 0, 0
-    for judgements in steps:
-        n = 1 + max(j.a for j in judgements)
-        whole = wins(n, judgements)
-        scores, made = replay(policy(n), judgements)
-        out["policy_tied"] += max(scores) == min(scores)
-        if max(whole) == min(whole):
-            out["tied"] += 1
-            continue
-        calls += made
-        full += len(judgements)
-        best = whole[scores.index(max(scores))] == max(whole)
-        worst = whole[scores.index(min(scores))] == min(whole)
-        out["steps"] += 1
-        out["best"] += best
-        out["worst"] += worst
-        out["same_choice"] += best and worst
-    untied = out["steps"]
-    figures = {"calls_share": calls / full if full else None}
-    for name in ("same_choice", "best", "worst"):
-        figures[name] = out[name] / untied if untied else None
-    return figures | {"steps": untied, "tied": out["tied"], "policy_tied": out["policy_tied"]}
+    `same_choice` (best and worst both), `best` and `worst` are shares of the steps that are not tied, `calls`
+    and `rounds` are means of these."""
+    out = Counter(dict.fromkeys(("tied", "policy_tied", "ties_found", "steps"), 0))
+    tokens = tokens or [{(j.a, j.b): 1 for j in judgements} for judgements in steps]
+    for judgements, each in zip(steps, tokens, strict=True):
+        _compare(out, judgements, policy, each)
+    n = out["steps"]
+    figures = {
+        f"{name}_share": out[name] / out[f"all_{name}"] if n else None for name in ("calls", "tokens")
+    }
+    for name in ("same_choice", "best", "worst", "calls", "rounds"):
+        figures[name] = out[name] / n if n else None
+    return figures | {name: out[name] for name in ("steps", "tied", "policy_tied", "ties_found")}
 
 
-# %% ../nbs/04_judge.ipynb #c045
+# %% ../nbs/04_judge.ipynb #c079
+def agreement_by_n(
+    steps: list[list[Judgement]],  # of each step: the judgements of a round robin in both orders
+    policies: dict[str, Callable[[int], Policy]],
+    tokens: list[dict[Shown, int]] | None = None,
+) -> list[dict]:
+    "`agreement` of each policy on the steps with each number n of candidates: rows with `name` and `n`."
+    tokens = tokens or [{(j.a, j.b): 1 for j in judgements} for judgements in steps]
+    places = {}
+    for i, judgements in enumerate(steps):
+        places.setdefault(1 + max(j.a for j in judgements), []).append(i)
+    rows = []
+    for n in sorted(places):
+        own = [steps[i] for i in places[n]]
+        used = [tokens[i] for i in places[n]]
+        rows += [
+            {"name": name, "n": n} | agreement(own, policy, used) for name, policy in policies.items()
+        ]
+    return rows
+
+
+# %% ../nbs/04_judge.ipynb #c088
 @settings
 class JudgeSettings:
     "How candidates are compared. The paper doesn't state any of these."
 
-    policy: Literal["round robin", "knockout", "adaptive"] = "round robin"  # the others make fewer calls
+    # the others make fewer calls; "bayesian" knows the judge by its check before the search
+    policy: Literal["round robin", "knockout", "adaptive", "bayesian"] = "round robin"
     orders: Literal["both", "single"] = "both"  # in which the round robin shows each pair
     sure: Annotated[Number, Field(ge=0)] = 0.9  # where the adaptive policy stops
+    # that best and worst are those of the whole round robin in both orders, where the bayesian policy stops
+    confidence: Annotated[Number, Field(ge=0.5, le=1)] = 0.8
     # "explained": written after an explanation; "short": A against B is scored at once;
     # "weighed": scored after the explanation
     verdict: Literal["explained", "short", "weighed"] = "explained"
@@ -335,8 +619,10 @@ class JudgeSettings:
             raise InputError(f"votes: {alike}; set judge.temperature, for example to 0.7")
 
 
-def policy_for(n: int, s: JudgeSettings) -> Policy:
-    "The policy of the settings for n candidates."
+def policy_for(n: int, s: JudgeSettings, c: Calibration = Calibration()) -> Policy:
+    "The policy of the settings for n candidates, by a judge that is known so far."
+    if s.policy == "bayesian":
+        return bayesian(n, c, s.confidence)
     if s.policy == "knockout":
         return knockout(n)
     if s.policy == "adaptive":
@@ -344,8 +630,12 @@ def policy_for(n: int, s: JudgeSettings) -> Policy:
     return round_robin(n, s.orders == "both")
 
 
-# %% ../nbs/04_judge.ipynb #c048
-_OFF = {"votes": 1, "shots": 0}  # settings that earlier versions didn't have, as they are by default
+# %% ../nbs/04_judge.ipynb #c091
+_OFF = {
+    "votes": 1,
+    "shots": 0,
+    "confidence": 0.8,
+}  # settings that earlier versions didn't have, as they are by default
 
 
 def judged_with(s: JudgeSettings) -> dict:
@@ -353,7 +643,7 @@ def judged_with(s: JudgeSettings) -> dict:
     return {name: value for name, value in asdict(s).items() if name not in _OFF or value != _OFF[name]}
 
 
-# %% ../nbs/04_judge.ipynb #c051
+# %% ../nbs/04_judge.ipynb #c094
 @dataclass(frozen=True)
 class JudgeSetup:
     "Who judges, and how: the same for all steps of all problems."
@@ -362,6 +652,9 @@ class JudgeSetup:
     domain: Domain
     settings: JudgeSettings = JudgeSettings()
     context: int = 1 << 30  # the model's, in tokens: a prompt that fills it is not sent, and abstains
+    calibration: Calibration = (
+        Calibration()
+    )  # what is known of the judge; the bayesian policy asks by it
 
 
 def no_seed(a: int, b: int) -> int:
@@ -369,7 +662,7 @@ def no_seed(a: int, b: int) -> int:
     return 0
 
 
-# %% ../nbs/04_judge.ipynb #c055
+# %% ../nbs/04_judge.ipynb #c098
 def judge_requests(
     setup: JudgeSetup,
     question: str,
@@ -394,7 +687,7 @@ def judge_requests(
     return requests
 
 
-# %% ../nbs/04_judge.ipynb #c058
+# %% ../nbs/04_judge.ipynb #c101
 TOO_LONG = "(the comparison does not fit the model's context)"
 
 
@@ -414,7 +707,7 @@ def _sent(requests: list[Request | None], context: int) -> Generator[Any, Any, A
     return [completions[0] if completions else None for completions in heard]
 
 
-# %% ../nbs/04_judge.ipynb #c061
+# %% ../nbs/04_judge.ipynb #c104
 def _written_judgement(shown: Shown, c: Completion | None) -> Judgement:
     "The judgement of a verdict that was written."
     if c is None:
@@ -433,7 +726,7 @@ def _scored_judgement(shown: Shown, explanation: str, c: Completion | None) -> J
     return Judgement(*shown, verdict, f"{explanation} [[{verdict}]]", c.logprobs)
 
 
-# %% ../nbs/04_judge.ipynb #c064
+# %% ../nbs/04_judge.ipynb #c107
 def _voted_judgement(shown: Shown, completions: list[Completion]) -> Judgement:
     "The judgement of several sampled verdicts of one comparison."
     if not completions:
@@ -446,7 +739,7 @@ def _voted_judgement(shown: Shown, completions: list[Completion]) -> Judgement:
     return Judgement(*shown, verdict, text, votes=votes)
 
 
-# %% ../nbs/04_judge.ipynb #c067
+# %% ../nbs/04_judge.ipynb #c110
 Asking = Generator[list[Request], list[list[Completion]], _T]  # yields requests, returns a _T
 
 
@@ -497,7 +790,7 @@ def judged(
     return (yield from _scored(setup, asked, requests, explanations))
 
 
-# %% ../nbs/04_judge.ipynb #c070
+# %% ../nbs/04_judge.ipynb #c113
 def judge_step(
     setup: JudgeSetup,
     question: str,
@@ -506,7 +799,7 @@ def judge_step(
     seed: Callable[[int, int], int] = no_seed,  # (a, b) -> seed of that comparison
 ) -> Asking[tuple[list[Judgement], list[float]]]:
     "Judgements of all comparisons the policy asks for, and the scores."
-    policy, judgements = policy_for(len(texts), setup.settings), []
+    policy, judgements = policy_for(len(texts), setup.settings, setup.calibration), []
     asked = next(policy)
     while True:
         new = yield from judged(setup, question, steps, texts, asked, seed)
@@ -517,7 +810,7 @@ def judge_step(
             return judgements, end.value
 
 
-# %% ../nbs/04_judge.ipynb #c073
+# %% ../nbs/04_judge.ipynb #c116
 def judge_with(
     engine,
     setup: JudgeSetup,
@@ -531,7 +824,7 @@ def judge_with(
     return run_with(judging, lambda requests: generate(engine, requests))
 
 
-# %% ../nbs/04_judge.ipynb #c084
+# %% ../nbs/04_judge.ipynb #c127
 def examples_of(rows: list[EFTRow], n: int, held_out: list[EFTRow]) -> list[EFTRow]:
     """The first `n` rows whose verdicts are A and B in turn, so that neither side is favoured.
 
@@ -565,7 +858,7 @@ def few_shot(domain: Domain, examples: list[EFTRow]) -> Domain:
     return replace(domain, judge=judge)
 
 
-# %% ../nbs/04_judge.ipynb #c088
+# %% ../nbs/04_judge.ipynb #c131
 def judge_stats(steps: Iterable[list[Judgement]]) -> dict:
     """Counts over the judgements of many steps, with swap-consistency and position bias.
 
@@ -592,7 +885,7 @@ def judge_stats(steps: Iterable[list[Judgement]]) -> dict:
     return c | ({"votes": n, "vote_agreement": votes[True] / n} if n else {})
 
 
-# %% ../nbs/04_judge.ipynb #c092
+# %% ../nbs/04_judge.ipynb #c135
 HIGHEST = 5  # score of a solution; the lowest is 0, as in Yuan et al. 2024
 
 
@@ -603,7 +896,7 @@ def read_score(text: str, mark: str) -> float | None:
     return score if score is not None and score <= HIGHEST else None
 
 
-# %% ../nbs/04_judge.ipynb #c095
+# %% ../nbs/04_judge.ipynb #c138
 @dataclass
 class ScoreRow:
     "A solution, and the score that a model is to learn to give it."
@@ -625,7 +918,7 @@ def _right(r: EFTRow, steps: list[str], domain: Domain) -> list[bool]:
     return right
 
 
-# %% ../nbs/04_judge.ipynb #c098
+# %% ../nbs/04_judge.ipynb #c141
 def score_rows(rows: list[EFTRow], domain: Domain) -> list[ScoreRow]:
     "One row a judgement: its solution with candidate A, worth 5 times its share of right steps."
     out, rubric = [], domain.rubric
@@ -638,7 +931,7 @@ def score_rows(rows: list[EFTRow], domain: Domain) -> list[ScoreRow]:
     return out
 
 
-# %% ../nbs/04_judge.ipynb #c101
+# %% ../nbs/04_judge.ipynb #c144
 def score_ids(tokenizer, mark: str) -> tuple[list[int], tuple[int, ...]]:
     "(ids that open a score, the six ids with which it then says 0 to 5). InputError if there are none."
     written = [ids_after(tokenizer, ".", f"\n{mark} {score}") for score in range(HIGHEST + 1)]
@@ -669,7 +962,7 @@ def score_requests(
     return requests
 
 
-# %% ../nbs/04_judge.ipynb #c104
+# %% ../nbs/04_judge.ipynb #c147
 def _before_mark(tokenizer, c: Completion, mark: str) -> list[int]:
     "The ids of a reply before its last mark, the end-of-text id left out."
     ids = c.ids[:-1] if c.finish_reason == "eos" else c.ids
@@ -698,7 +991,7 @@ def _mean_scores(
     return texts, scores
 
 
-# %% ../nbs/04_judge.ipynb #c108
+# %% ../nbs/04_judge.ipynb #c151
 def _read_scores(
     heard: list[list[Completion] | None], mark: str
 ) -> tuple[list[str], list[float | None]]:

@@ -45,6 +45,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from psr_nb.judge import (
+    Asking,
+    Calibration,
+    JudgeSettings,
+    JudgeSetup,
+    followed,
+    judge_step,
+    score_ids,
+    score_solutions,
+)
 from psr_nb.records import (
     Candidate,
     Completion,
@@ -61,7 +71,6 @@ from psr_nb.records import (
 from .engine import Engine, seed_of
 from .engines.prm import PRM, prm_ids
 from .engines.second import ForSecond, relayed, to_second
-from .judge import Asking, JudgeSettings, JudgeSetup, judge_step, score_ids, score_solutions
 from .prompts import Domain, check_tokenizer, is_answer, label_ids, step_candidate
 from .texts.chat import prompt_ids
 
@@ -104,6 +113,7 @@ class SearchSetup:
     # "judge", a control ("random", "frequency": how often a candidate was sampled), or another scorer
     scores: str | Callable = "judge"
     context: int = 1 << 30  # the model's, in tokens
+    calibration: Calibration = Calibration()  # of the judge, as its check before the search found it
 
 
 # %% ../nbs/05_search.ipynb #c014
@@ -199,13 +209,16 @@ def by_judge(
     judge: JudgeSetup | None = None,  # another one, in the second of two engines
 ) -> Asking[tuple[list, list[float]]]:
     "Scores by comparisons: those of the model itself, or of another judge."
-    own = JudgeSetup(setup.tokenizer, setup.domain, setup.judge, setup.context)
+    asked = judge or JudgeSetup(setup.tokenizer, setup.domain, setup.judge, setup.context)
+    if asked.settings.policy == "bayesian":
+        known = followed(setup.calibration, (s.judgements for s in t.steps))
+        asked = replace(asked, calibration=known)
     texts = [c.text.strip() for c in usable]
-    asking = judge_step(judge or own, t.question, _texts_so_far(t), texts, partial(seed, "judge"))
+    asking = judge_step(asked, t.question, _texts_so_far(t), texts, partial(seed, "judge"))
     return (yield from to_second(asking) if judge else asking)
 
 
-# %% ../nbs/05_search.ipynb #c036
+# %% ../nbs/05_search.ipynb #c038
 def by_lot(
     usable: list[Candidate],
     t: Trajectory,
@@ -230,7 +243,7 @@ def by_count(
     yield  # makes this a generator, as the others are
 
 
-# %% ../nbs/05_search.ipynb #c039
+# %% ../nbs/05_search.ipynb #c041
 _SCORERS = {"judge": by_judge, "random": by_lot, "frequency": by_count}
 
 
@@ -245,7 +258,7 @@ def candidate_scores(
     return scorer(usable, t, setup, seed)
 
 
-# %% ../nbs/05_search.ipynb #c043
+# %% ../nbs/05_search.ipynb #c045
 def share_right(
     completions: list[Completion],
     gold: str | None,  # None: the domain's oracle knows
@@ -273,7 +286,7 @@ def _rollouts(c: Candidate, t: Trajectory, setup: SearchSetup, seed: int) -> Req
     return Request(prompt, Sampling(s.rollouts, s.temperature, s.top_p, room, seed=seed))
 
 
-# %% ../nbs/05_search.ipynb #c046
+# %% ../nbs/05_search.ipynb #c048
 def by_rollouts(
     usable: list[Candidate],
     t: Trajectory,
@@ -313,7 +326,7 @@ def by_truth(
     return [], [0.5 if right is None else float(right) for right in said]
 
 
-# %% ../nbs/05_search.ipynb #c049
+# %% ../nbs/05_search.ipynb #c051
 NOT_SCORED = "(the step does not fit the reward model's context)"
 
 
@@ -337,7 +350,7 @@ def by_prm(
     return [], [c.logprobs[0] for [c] in received]
 
 
-# %% ../nbs/05_search.ipynb #c053
+# %% ../nbs/05_search.ipynb #c055
 def judged_round(
     samples: list[Candidate],
     t: Trajectory,
@@ -369,7 +382,7 @@ def search_step(trajectory: Trajectory, setup: SearchSetup) -> Asking[Step]:
     return (yield from judged_round(samples, trajectory, setup, step, seed))
 
 
-# %% ../nbs/05_search.ipynb #c059
+# %% ../nbs/05_search.ipynb #c061
 def roll_back(t: Trajectory):
     "Drop the tie that is a trajectory's last step, and the step before it with its pair, if there is one."
     for step in [t.steps[-1]] + t.path[-1:]:
@@ -377,7 +390,7 @@ def roll_back(t: Trajectory):
     t.rollbacks += 1
 
 
-# %% ../nbs/05_search.ipynb #c062
+# %% ../nbs/05_search.ipynb #c064
 def counted(t: Trajectory, asking: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
     "Run a generator and add the number of ids that it receives to `t.output_tokens`."
 
@@ -387,7 +400,7 @@ def counted(t: Trajectory, asking: Generator[Any, Any, Any]) -> Generator[Any, A
     return relayed(asking, note=note)
 
 
-# %% ../nbs/05_search.ipynb #c065
+# %% ../nbs/05_search.ipynb #c067
 def search(problem: Problem, setup: SearchSetup) -> Asking[Trajectory]:
     "The step-by-step search for one problem."
     s, domain = setup.settings, setup.domain
@@ -415,7 +428,7 @@ def search(problem: Problem, setup: SearchSetup) -> Asking[Trajectory]:
     return t
 
 
-# %% ../nbs/05_search.ipynb #c083
+# %% ../nbs/05_search.ipynb #c085
 def _scoring(setup: SearchSetup) -> JudgeSettings:
     "How whole solutions are scored: a single written score by how likely each is, where each is one token."
     s = setup.judge
@@ -428,7 +441,7 @@ def _scoring(setup: SearchSetup) -> JudgeSettings:
     return replace(s, verdict="weighed")
 
 
-# %% ../nbs/05_search.ipynb #c086
+# %% ../nbs/05_search.ipynb #c088
 NO_SCORE = "(no score in this reply)"
 
 
@@ -457,7 +470,7 @@ def whole_solution(c: Completion) -> Candidate:
     )
 
 
-# %% ../nbs/05_search.ipynb #c089
+# %% ../nbs/05_search.ipynb #c091
 def search_solutions(problem: Problem, setup: SearchSetup) -> Asking[Trajectory]:
     "The search without steps for one problem: its one round has whole solutions as candidates."
     s, tokenizer, domain = setup.settings, setup.tokenizer, setup.domain
@@ -485,7 +498,7 @@ def _asked_once(request: Request) -> Asking[list]:
     return (yield [request])
 
 
-# %% ../nbs/05_search.ipynb #c092
+# %% ../nbs/05_search.ipynb #c094
 class UnderWay:
     "Generators under way on an engine, with the answers that have come for each."
 
@@ -524,7 +537,7 @@ class UnderWay:
                 self.advance(key, self.answers.pop(key))
 
 
-# %% ../nbs/05_search.ipynb #c096
+# %% ../nbs/05_search.ipynb #c098
 def drive(
     engine: Engine,
     searches: Iterable[tuple[object, Generator[Any, Any, Any]]],

@@ -55,7 +55,7 @@ from .evaluate import JudgeRow
 from .files import IndexedRows, append_jsonl, begun_file, model_path, read_jsonl
 from .folder import Phase, Run, Target, costs, rows_in
 from .gates import LiveJudge, live_figures
-from .judge import JudgeSetup, judge_stats
+from .judge import Calibration, JudgeSetup, judge_stats
 from .pairs import PairSettings, flipped, judgement_pairs, kept_pairs, mean_margin
 from .recipe import arm_of
 from .records import InputError, Judgement, StepPair, Trajectory, json_file
@@ -118,7 +118,12 @@ def _scorer(target: Target, engine):
 
 
 # %% ../nbs/16_searches.ipynb #c018
-def search_questions(target: Target, engine, progress: Callable[[str, int, int], None]):
+def search_questions(
+    target: Target,
+    engine,
+    progress: Callable[[str, int, int], None],
+    known: Calibration | None = None,  # of the judge
+):
     "Search the questions for a model with the engine of the model before it."
     r, path = target.recipe, target.trajectories
     done = trajectories_of(target) if begun_file(path) else {}
@@ -133,6 +138,7 @@ def search_questions(target: Target, engine, progress: Callable[[str, int, int],
         seed=seed_of(r.seed, "search", target.n),
         scores=_scorer(target, engine),
         context=engine.context,
+        calibration=known or Calibration(),
     )
     find = search_solutions if setup.scores == "solutions" else search
     phase = Phase(target, "search", engine)

@@ -57,10 +57,9 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-import torch
 import yaml
 from pydantic import Field
 
@@ -90,13 +89,15 @@ from psr_nb.records import (
 
 from .domains.find import domain_named
 from .engines.load import length_border, load_model, pad_id
-from .engines.scores import Routers, agrees, learn_rows, put_back, router_off
 from .files import MANIFEST, folder_fault, iter_jsonl, saving_to, seal, write_folder, write_whole
 from .judge import ScoreRow
 from .prompts import Domain, check_tokenizer, label_ids, step_ids
 from .texts.chat import prompt_ids, said_after
 from .texts.labels import numbered
 from .texts.verdicts import mark_ids
+
+if TYPE_CHECKING:
+    import torch
 
 # %% ../nbs/07_sft.ipynb #c007
 IdRow = tuple[list[int], list[int]]  # (prompt ids, completion ids)
@@ -317,6 +318,8 @@ def packed(rows: list[dict], most: int) -> list[dict]:
 # %% ../nbs/07_sft.ipynb #c049
 def _one_row(rows: list[dict]) -> dict:
     "A packed row as a batch, without an attention mask: its position ids say what belongs together."
+    import torch
+
     return {k: torch.tensor([rows[0][k]]) for k in rows[0]}
 
 
@@ -379,6 +382,7 @@ def _rows_on_disk(ids: Iterable[IdRow], limit: int, path: Path) -> tuple:
 # %% ../nbs/07_sft.ipynb #c064
 def _once(make: Callable[[Path], tuple], path: Path) -> tuple:
     "(dataset that `make` writes to `path`, what else it gives), made by one of several processes for all."
+    import torch
     from datasets import Dataset
 
     if world() == 1:
@@ -410,6 +414,8 @@ _ZERO3 = {
 
 def trainer_arguments(s: TrainSettings, out: Path, seed: int) -> dict:
     "Arguments that TRL's SFTConfig and DPOConfig share."
+    import torch
+
     cuda = torch.cuda.is_available()
     return dict(
         output_dir=str(out) + ".training",
@@ -469,6 +475,7 @@ def own_random_state(checkpoint: str | Path, name: str) -> Iterator[str]:
 # %% ../nbs/07_sft.ipynb #c074
 def _loader_of_all(trainer):
     "A loader of all batches for every process, in the order of one process."
+    import torch
     from accelerate.data_loader import prepare_data_loader
 
     args, rows = trainer.args, trainer.train_dataset
@@ -512,6 +519,8 @@ class Launched:
         return put_weights(self.model, kept) if parted else self.model.load_state_dict(kept)
 
     def _save_optimizer_and_scheduler(self, output_dir):
+        import torch
+
         if not divided(self.model):
             return super()._save_optimizer_and_scheduler(output_dir)
         state = gathered(self.optimizer.state_dict())
@@ -520,6 +529,8 @@ class Launched:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir, "scheduler.pt"))
 
     def _load_optimizer_and_scheduler(self, checkpoint):
+        import torch
+
         if checkpoint is None or not divided(self.model):
             return super()._load_optimizer_and_scheduler(checkpoint)
         read = functools.partial(torch.load, map_location="cpu", weights_only=True, mmap=True)
@@ -557,6 +568,7 @@ Progress = Callable[[str, int, int], None]  # told what is under way, how much i
 
 def _callback(progress: Progress):
     "A TrainerCallback: transformers is imported here, since it takes seconds."
+    import torch
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
@@ -617,7 +629,7 @@ def _plain_model(trainer):
 
 
 # %% ../nbs/07_sft.ipynb #c091
-def _as_type(state: dict, weights: set[str], dtype: torch.dtype) -> dict:
+def _as_type(state: dict, weights: set[str], dtype: "torch.dtype") -> dict:
     "The same state with those tensors that are weights in another type; what was one tensor stays one."
     cast = {}
     for name in weights & set(state):
@@ -627,6 +639,8 @@ def _as_type(state: dict, weights: set[str], dtype: torch.dtype) -> dict:
 
 def _save_model(part: Path, model, state: dict | None) -> None:
     "A model as safetensors in the type of `hardware.save`."
+    import torch
+
     wanted = on_hardware().save
     if str(model.dtype) != f"torch.{wanted}":
         weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
@@ -674,6 +688,8 @@ def done_before(out: str | Path) -> dict | None:
 @contextlib.contextmanager
 def in_memory(trainer) -> Iterator[None]:
     "Turns an error for want of memory into an InputError that names what to lower."
+    import torch
+
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as e:
@@ -706,6 +722,8 @@ def fit(trainer, tokenizer, out: Path, facts: dict, progress: Progress) -> dict:
     """Train, from the last whole checkpoint if there is one, and save model, loss curve and figures at `out`
     in one move. The figures are `facts`, the number of updates, and the first and the last loss."""
     from transformers import PrinterCallback
+
+    from psr_nb.engines.scores import put_back
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_callback(progress))
@@ -746,6 +764,8 @@ def _two(data, most: int) -> list[dict]:
 
 def _keeps_apart(net, data) -> bool:
     "Does the model keep packed rows apart?"
+    from psr_nb.engines.scores import agrees
+
     two = _two(data, length_border(net.config) or _NO_BORDER)
     return len(two) < 2 or agrees(net, _one_row([_joined(two)]), fused=False)
 
@@ -759,6 +779,8 @@ def _plain(trainer):
 
 def _by_row_if_needed(trainer, longest: int) -> None:
     "Let a model go row by row where a batch would be wrong, and warn."
+    from psr_nb.engines.scores import agrees, learn_rows
+
     model = _plain(trainer)
     border, kind = length_border(model.config) or _NO_BORDER, type(model).__name__
     two = _two(trainer.train_dataset, border)
@@ -809,6 +831,8 @@ class _Routed:
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         "TRL's loss of a micro-batch, and its part of the routers' loss of an update."
+        import torch
+
         loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         if not self.routers:
             return loss
@@ -822,6 +846,8 @@ class _Routed:
 # %% ../nbs/07_sft.ipynb #c123
 def own_turns(batches: list[dict], rank: int, world: int) -> list[dict | None]:
     "As many turns as there are batches: None, then those of process `rank` of `world`, each has as many."
+    import torch
+
     mine = batches[rank::world]
     if batches and len(mine) < -(-len(batches) // world):
         idle = {name: tensor[:1, :2].clone() for name, tensor in batches[0].items()}
@@ -842,6 +868,8 @@ class _Turns:
 
     def training_step(self, model, inputs, *args, **kwargs):
         "The loss of a turn, 0 for another process's."
+        import torch
+
         if inputs is None:
             return torch.zeros((), device=self.args.device)
         return super().training_step(model, inputs, *args, **kwargs)
@@ -852,7 +880,7 @@ class _Turns:
 
 
 # %% ../nbs/07_sft.ipynb #c127
-class _Order(torch.utils.data.Sampler):
+class _Order:
     "The order of an epoch by transformers' sampler `inner`: the same in all processes, and when resumed."
 
     def __init__(self, inner, trainer):
@@ -862,6 +890,8 @@ class _Order(torch.utils.data.Sampler):
         return len(self.inner)
 
     def __iter__(self):
+        import torch
+
         t, self.inner.generator = self.trainer, None
         kept, t.kept_order, t.order = t.kept_order, None, torch.get_rng_state()
         updates = -(-len(self.inner) // self.inner.batch_size)  # in an epoch
@@ -884,11 +914,15 @@ class _Ordered:
         return _Order(sampler, self) if hasattr(sampler, "lengths") else sampler
 
     def _save_rng_state(self, output_dir):
+        import torch
+
         super()._save_rng_state(output_dir)
         if self.args.should_save and self.order is not None:
             torch.save(self.order, Path(output_dir, "order.pth"))
 
     def _load_from_checkpoint(self, checkpoint, model=None):
+        import torch
+
         kept = Path(checkpoint, "order.pth")
         self.kept_order = torch.load(kept, weights_only=True) if kept.exists() else None
         super()._load_from_checkpoint(checkpoint, model)
@@ -933,6 +967,8 @@ def _sft_trainer(net, tokenizer, ids: Iterable[IdRow], out: Path, s: SFTSettings
     "(trainer, figures of its rows)."
     from trl import SFTConfig
 
+    from psr_nb.engines.scores import Routers
+
     vocabulary = net.get_input_embeddings().num_embeddings
     limit, files = min(s.max_length or 1 << 30, context_of(net)), work_of(out)
     rows = functools.partial(_rows_on_disk, _checked(ids, vocabulary), limit)
@@ -968,6 +1004,7 @@ def train_sft(
 ) -> dict:
     "Fine-tune `model` on the rows and save it at `out`; what was trained on, in figures."
     from psr_nb.engine import load_tokenizer
+    from psr_nb.engines.scores import router_off
 
     out = Path(out)
     before = done_before(out)

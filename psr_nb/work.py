@@ -18,6 +18,14 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
+from psr_nb.health import (
+    calibration_of,
+    check_before,
+    is_measured,
+    note_none,
+    note_search,
+    why_ended,
+)
 from psr_nb.searches import (
     engine_for,
     made_of,
@@ -36,7 +44,6 @@ from .engines.choose import open_engine, trust_settings
 from .evaluate import Solving, accuracy, evaluate, evaluate_judge, judge_accuracy
 from .files import folder_fault, iter_jsonl, read_jsonl, write_jsonl, write_whole
 from .folder import Phase, Run, Target
-from .health import check_before, is_measured, note_none, note_search, why_ended
 from .judge import score_rows
 from .pairs import make_pairs, path_text
 from .recipe import arm_of, as_recipe
@@ -100,7 +107,7 @@ def engine_job(progress: Callable[[str, int, int], None], **at) -> None:
         return
     check_before(following, engine, progress)
     if not why_ended(target.run, target.arm):
-        search_questions(following, engine, progress)
+        search_questions(following, engine, progress, calibration_of(following))
         note_search(following)
         roll_out(following, engine, progress)
 

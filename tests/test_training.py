@@ -209,7 +209,7 @@ def test_step_dpo_drops_nothing(tmp_path, name, packing):
 
 @pytest.mark.parametrize("loss", ["sigmoid", "ipo", "robust", "sigmoid_norm"])
 def test_noise_that_is_left_is_refused_whatever_the_loss(tmp_path, monkeypatch, loss):
-    monkeypatch.setattr("psr_nb.dpo.without_dropout", lambda model: None)
+    monkeypatch.setattr("psr_nb.engines.scores.without_dropout", lambda model: None)
     model, s = saved(tmp_path, dropping()["llama"]), DPOSettings(loss=loss)
     with pytest.raises(InputError, match="before the first update policy and reference are one model"):
         train_dpo(model, pairs(), tmp_path / "out", s)

@@ -1,12 +1,13 @@
 "The tree as a whole: notebooks, modules and README agree and are formatted; imports keep to the rules."
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from readme import readme
+from readme import FOLDERS, readme, whole_map
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -74,25 +75,15 @@ def test_one_notebook_is_one_module():
             assert str(path) in names, f"{name} has no notebook of its name"
 
 
-def of_map(text: str) -> set[str]:
-    "The notebooks that the README's map names, as paths in nbs/."
-    block = text.partition("\n    nbs/\n")[2].partition("\n\nThe package")[0]
-    found, folder = set(), ""
-    for line in filter(str.strip, block.split("\n")):
-        head, _, rest = line.strip().partition(" ")
-        if head.endswith("/"):
-            folder, line = head, rest.strip().partition("  ")[2]
-        elif line.startswith(" " * 6) and line[6] != " ":
-            found.add(head)
-            continue
-        names = line.replace("(the demo's)", "").split(",")
-        found |= {folder + name.strip() for name in names if name.strip()}
-    return found
-
-
 def test_the_map_names_every_notebook():
-    notebooks = {str(p.relative_to(ROOT / "nbs"))[:-6] for p in (ROOT / "nbs").rglob("*.ipynb")}
-    assert of_map((ROOT / "README.md").read_text(encoding="utf-8")) == notebooks - {"index"}
+    "The whole map is made of the notebooks; the README's has a line for every folder of them."
+    text = (ROOT / "docs" / "pages" / "map.md").read_text(encoding="utf-8")
+    assert text == whole_map()
+    found = {str(p.relative_to(ROOT / "nbs"))[:-6] for p in (ROOT / "nbs").rglob("*.ipynb")}
+    assert set(re.findall(r"\]\(\.\./\.\./nbs/(\S+)\.ipynb\): \S", text)) == found - {"index"}
+    block = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n    nbs/\n")[2]
+    folders = {p.parent.name for p in (ROOT / "nbs").rglob("*.ipynb")} - {"nbs"}
+    assert set(re.findall(r"^      (\w+)/ ", block, re.M)) == folders == set(FOLDERS) - {""}
 
 
 def imports() -> dict[str, set[str]]:

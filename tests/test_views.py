@@ -1,6 +1,9 @@
 "What the explorer and the report show of old runs, hostile texts and unfinished runs, without a widget."
 
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,3 +118,32 @@ def test_an_exported_verdict_is_the_label(demo):
     assert [r.verdict for r in rows] == ["AB"[i % 2] for i in range(len(pairs))]
     for row, p in zip(rows, pairs, strict=True):
         assert (row.a, row.b) == (p.text_a, p.text_b) and row.explanation.endswith(f"[[{row.verdict}]]")
+
+
+START = """
+import json, sys, time
+times, began = {}, time.process_time()
+
+def done(what):
+    global began
+    times[what], began = time.process_time() - began, time.process_time()
+
+import psr_nb.dashboard
+from psr_nb.dashboard import RunExplorer, packaged, still_html
+done("import")
+picture = still_html(packaged("runs/demo"))
+done("picture")
+RunExplorer(packaged("runs/demo"))
+done("display")
+heavy = [name for name in ("torch", "transformers", "trl", "datasets", "vllm") if name in sys.modules]
+print(json.dumps({"times": times, "heavy": heavy, "drawn": picture.count("<svg")}))
+"""
+
+
+def test_looking_at_a_run_needs_no_torch_and_no_patience():
+    "A fresh process; a quiet machine takes 0.9 s for the import without .pyc, and half a second to display."
+    p = subprocess.run([sys.executable, "-c", START], capture_output=True, text=True, check=True)
+    found = json.loads(p.stdout.splitlines()[-1])
+    assert found["heavy"] == [] and found["drawn"] > 0
+    assert found["times"]["import"] < 1.7, found  # pandas and ipywidgets are half of it
+    assert found["times"]["picture"] + found["times"]["display"] < 2, found

@@ -26,7 +26,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
@@ -35,12 +35,26 @@ from pathlib import Path
 
 import torch
 
+from psr_nb.judge import (
+    JudgeSettings,
+    JudgeSetup,
+    adaptive,
+    agreement,
+    agreement_by_n,
+    bayesian,
+    calibrated,
+    judge_requests,
+    knockout,
+    no_seed,
+    round_robin,
+)
+
 from ..dpo import DPOSettings, step_dpo_trainer
 from ..engine import EngineSettings, generate, load_tokenizer
 from ..engines.choose import engine_kind, open_engine
 from ..engines.transformers import TransformersEngine, load_model
 from ..files import model_path
-from ..judge import JudgeSettings, adaptive, agreement, knockout, round_robin
+from ..gates import prefixes
 from ..prompts import Domain
 from ..records import InputError, Judgement, Problem, Request, StepPair, Trajectory
 from ..search import SearchSettings, SearchSetup, drive, search
@@ -441,19 +455,30 @@ def _same_verdicts(one: list[Trajectory], other: list[Trajectory]) -> tuple[int,
 
 
 # %% ../../nbs/cli/bench.ipynb #c062
-def _policies(judged: list[list[Judgement]]) -> list[dict]:
-    "How each policy agrees with the whole round robins in both orders that are among the recorded ones."
+def _is_whole(judgements: list[Judgement]) -> bool:
+    "Is this a round robin in both orders?"
+    n = 1 + max((j.a for j in judgements), default=0)
+    return len(judgements) == n * (n - 1) > 0
 
-    def is_whole(judgements):
-        n = 1 + max(j.a for j in judgements)
-        return len(judgements) == n * (n - 1)
 
-    whole = [judgements for judgements in judged if is_whole(judgements)]
-    if not whole:
-        return []
+def _compared_policies(whole: list[list[Judgement]]) -> dict:
+    "Name -> policy. The Bayesian one is calibrated on a pair of each of the first twenty whole round robins."
     policies = {"single": partial(round_robin, both_orders=False), "knockout": knockout}
     for sure in (0.7, 0.8, 0.9, 0.95):
         policies[f"adaptive {sure}"] = partial(adaptive, sure=sure)
+    known = calibrated([[j for j in table if {j.a, j.b} == {0, 1}] for table in whole[:20]])
+    for confidence in (0.7, 0.8, 0.9, 0.95):
+        policies[f"bayesian {confidence}"] = partial(bayesian, c=known, confidence=confidence)
+    return policies
+
+
+# %% ../../nbs/cli/bench.ipynb #c064
+def _policies(judged: list[list[Judgement]]) -> list[dict]:
+    "How each policy agrees with the whole round robins in both orders that are among the recorded ones."
+    whole = [judgements for judgements in judged if _is_whole(judgements)]
+    if not whole:
+        return []
+    policies = _compared_policies(whole)
     return [{"name": name} | agreement(whole, policy) for name, policy in policies.items()]
 
 
@@ -467,7 +492,29 @@ def _taken(run: Searched) -> dict:
     } | run.usage
 
 
-# %% ../../nbs/cli/bench.ipynb #c065
+# %% ../../nbs/cli/bench.ipynb #c067
+def _judge_tokens(t: Trajectory, setup: JudgeSetup) -> Iterator[dict[tuple[int, int], int]]:
+    "(shown as A, shown as B) -> tokens of the comparison, for each whole round robin of a trajectory."
+    for step, before in zip(t.steps, prefixes(t), strict=True):
+        if _is_whole(step.judgements):
+            texts, shown = (
+                [c.text.strip() for c in step.candidates],
+                [(j.a, j.b) for j in step.judgements],
+            )
+            requests = judge_requests(setup, t.question, before, texts, shown, no_seed)
+            said = setup.tokenizer([j.text for j in step.judgements])["input_ids"]
+            lengths = [len(r.prompt_ids) + len(ids) for r, ids in zip(requests, said, strict=True)]
+            yield dict(zip(shown, lengths, strict=True))
+
+
+def _policies_by_n(run: Searched, setup: JudgeSetup) -> list[dict]:
+    "`_policies` on the steps with each number of candidates, with the share of the judge's tokens."
+    whole = [judgements for judgements in run.judged if _is_whole(judgements)]
+    tokens = [each for t in run.trajectories for each in _judge_tokens(t, setup)]
+    return agreement_by_n(whole, _compared_policies(whole), tokens) if whole else []
+
+
+# %% ../../nbs/cli/bench.ipynb #c070
 def _ratios(runs: dict[str, Searched], sat: dict) -> dict:
     "The figures of all ways that are compared with each other."
     rate = {name: run.rate for name, run in runs.items()}
@@ -515,4 +562,6 @@ def bench_search(
         "judge": asdict(j),
     }
     ways = {name: _taken(run) for name, run in runs.items()}
-    return _ratios(runs, sat) | {"on": _machine() | about, "ways": ways}
+    judge = JudgeSetup(load_tokenizer(model, e), domain, j)
+    found = _ratios(runs, sat) | {"policies_by_n": _policies_by_n(runs["full"], judge)}
+    return found | {"on": _machine() | about, "ways": ways}

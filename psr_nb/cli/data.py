@@ -24,12 +24,15 @@ __all__ = [
     "make_eft",
     "held_out",
     "make_prm",
+    "make_made",
     "add_data_commands",
 ]
 
 # %% ../../nbs/cli/data.ipynb #c003
 import argparse
+import contextlib
 import math
+import shutil
 import sys
 from dataclasses import asdict
 from functools import partial
@@ -336,25 +339,26 @@ def _ift_options(c):
 
 
 # %% ../../nbs/cli/data.ipynb #c046
-def _cut(args, solved: list):
-    "(the solutions in steps, what was left out), cut by whom the arguments name."
-    from psr_nb.datagen.ift import SEGMENTERS, cut_all, cut_by
+def _cut(args, solved: list, domain):
+    "(the solutions in steps, what was left out), cut by the domain or by whom the arguments name."
+    from psr_nb.datagen.ift import SEGMENTERS, boxes_answers, cut_all, cut_by, cut_by_domain
 
+    if not boxes_answers(domain):
+        return cut_by_domain(solved, domain, _bar("solution"))
     if args.cut == "annotator":
         return cut_by(_asker(args), solved)
     return cut_all(solved, SEGMENTERS[args.cut], _bar("solution"))
 
 
-def _boxing(name: str):
-    "The domain of that name. InputError for one whose solutions don't end with their answer in a box."
-    from psr_nb.domains.find import domain_named
-    from psr_nb.maths.read import last_boxed
+def _refuse_cut(args, domain):
+    "InputError for another cut than the domain's, where that is how its solutions are cut, or no annotator."
+    from psr_nb.datagen.ift import boxes_answers
 
-    domain = domain_named(name)
-    if not domain.conclude or last_boxed(domain.conclude("0")) is None:
-        way = "for another, put solutions into its questions and say data.ift: solutions in the recipe"
-        raise InputError(f"--domain {name}: what is cut here is mathematics, its answers boxed; {way}")
-    return domain
+    if args.cut != "auto" and not boxes_answers(domain):
+        own = f"the domain {domain.name!r} says itself how solutions are cut; leave it out"
+        raise InputError(f"--cut {args.cut}: {own}")
+    if args.cut == "annotator" and not args.annotator:
+        raise InputError("--cut annotator: name it with --annotator, and its --server if it has one")
 
 
 # %% ../../nbs/cli/data.ipynb #c048
@@ -364,18 +368,17 @@ def make_ift(args):
     InputError for a source without solutions, an annotator that isn't named, or a folder in use."""
     from psr_nb.datagen.card import Origin, write_ift
     from psr_nb.datagen.ift import load_solutions, source_named
+    from psr_nb.domains.find import domain_named
     from psr_nb.files import locked
 
-    domain = _boxing(args.domain)
-    by_annotator = args.cut == "annotator"
-    if by_annotator and not args.annotator:
-        raise InputError("--cut annotator: name it with --annotator, and its --server if it has one")
+    domain = domain_named(args.domain)
+    _refuse_cut(args, domain)
     licence = args.licence or source_named(args.source)[0].licence
-    solved, rejects = load_solutions(args.source, args.limit, _bar("row"))
-    settings = {"cut": args.cut} | ({"annotator": args.annotator} if by_annotator else {})
+    solved, rejects = load_solutions(args.source, args.limit, _bar("row"), domain.read)
+    settings = {"cut": args.cut} | ({"annotator": args.annotator} if args.cut == "annotator" else {})
     origin = Origin(args.source, licence, settings)
     with locked(args.out):
-        rows, failed = _cut(args, solved)
+        rows, failed = _cut(args, solved, domain)
         table = write_ift(args.out, rows, rejects + failed, domain, origin)
         print(table.to_string(index=False))
         print(f"{len(rows)} solutions in {Path(args.out) / 'train.jsonl'}; ", end="")
@@ -507,15 +510,15 @@ def _scorer(args, domain, engine):
 
 
 # %% ../../nbs/cli/data.ipynb #c064
-def _question(row, where: str, id: str, used: dict, answers: bool):
-    "The problem in a row, or a Reject; `used` holds those with the ids that are taken."
+def _question(row, where: str, id: str, used: dict, answers: bool, read=None):
+    "The problem in a row, its answer read by `read`, or a Reject; `used` has those whose ids are taken."
     from psr_nb.datagen.ift import Reject
     from psr_nb.questions.read import as_problem
 
     if isinstance(row, Reject):
         return row
     try:
-        made = as_problem(row, where, id)
+        made = as_problem(row, where, id, read=read)
     except InputError as e:
         return Reject(where, "no question", str(e), row)
     if made.id in used:
@@ -529,6 +532,7 @@ def load_questions(
     spec: str,  # a file or hub data set, see `psr_nb.datagen.ift.solution_rows`
     limit: int | None = None,
     answers: bool = False,  # only those with one?
+    read=None,  # a domain's reader of the answer in a worked solution
 ):
     "(problems, rejects) of a source, at most `limit` problems. InputError if none is left."
     from psr_nb.datagen.ift import Reject, solution_rows
@@ -537,7 +541,7 @@ def load_questions(
     for n, (where, row) in enumerate(solution_rows(spec), 1):
         if len(out) == limit:
             break
-        made = _question(row, where, f"{stem}-{n}", out, answers)
+        made = _question(row, where, f"{stem}-{n}", out, answers, read)
         if isinstance(made, Reject):
             rejects.append(made)
         else:
@@ -566,7 +570,8 @@ def _refuse_unknown_to_rule(problems: list, source: str, domain):
 
 def _problems(args, domain):
     "(problems, rejects) of the questions the arguments name. InputError for problems unknown to the rule."
-    problems, rejects = load_questions(args.questions, args.limit, args.scorer == "rollouts")
+    answers = args.scorer == "rollouts"
+    problems, rejects = load_questions(args.questions, args.limit, answers, domain.read)
     if args.scorer == "rule":
         _refuse_unknown_to_rule(problems, args.questions, domain)
     return problems, rejects
@@ -721,6 +726,18 @@ def _prm_options(c):
 
 
 # %% ../../nbs/cli/data.ipynb #c093
+@contextlib.contextmanager
+def _only_training(out: str):
+    "The only process that trains a model for this folder. InputError where another does."
+    from psr_nb.files import locked
+
+    beside = Path(f"{Path(out)}-training")
+    with locked(beside):
+        yield
+        shutil.rmtree(beside)
+
+
+# %% ../../nbs/cli/data.ipynb #c096
 def _try_prm(args, domain, test: list):
     "Print how many held-out steps the trained model judges rightly."
     from psr_nb.datagen.prm import PRM, prm_accuracy
@@ -747,13 +764,50 @@ def make_prm(args):
     train, test = held_out(load_step_labels(args.labels, args.limit), args.test_share)
     s = PRMSettings(learning_rate=args.learning_rate, epochs=args.epochs, batch_size=args.batch_size)
     base, f = model_path(args.model), PRMFormat(args.kind)
-    facts = train_prm(base, train, args.out, domain, f, s, _bar("update"))
+    with _only_training(args.out):
+        facts = train_prm(base, train, args.out, domain, f, s, _bar("update"))
     print(", ".join(f"{k} {v}" for k, v in facts.items()))
     if test:
         _try_prm(args, domain, test)
 
 
-# %% ../../nbs/cli/data.ipynb #c097
+# %% ../../nbs/cli/data.ipynb #c100
+_FILES = ("questions", "test", "ift", "eft", "judge_test")
+
+
+def _made_options(c):
+    "The options of `data made`."
+    c.add_argument("domain", help="knights, reckoning, tracing, or mine.py:NAME with a DRAW beside it")
+    c.add_argument("--out", help="folder (default data/NAME)")
+    c.add_argument("--seed", type=SEED, default=0)
+    for name in _FILES:
+        option, said = (
+            f"--{name.replace('_', '-')}",
+            "problems in this file (default: as in domains/made)",
+        )
+        c.add_argument(option, type=whole(1, 10**7), metavar="N", help=said)
+
+
+def make_made(args):
+    "psr_nb data made: the data of a domain that draws its problems. InputError for one that doesn't."
+    from psr_nb.domains.find import domain_named, draw_of
+    from psr_nb.domains.made import write_data
+    from psr_nb.files import locked
+
+    domain, draw = domain_named(args.domain), draw_of(args.domain)
+    out = Path(args.out or f"data/{domain.name}")
+    given = {name: getattr(args, name) for name in _FILES}
+    with locked(out):
+        if (out / "questions.jsonl").exists():
+            raise InputError(
+                f"{out}: there is a questions.jsonl already; give another folder with --out"
+            )
+        sizes = {name: n for name, n in given.items() if n is not None}
+        rows = write_data(domain, draw, out, args.seed, **sizes)
+    print(f"{out}: " + ", ".join(f"{n} rows in {name}.jsonl" for name, n in rows.items()))
+
+
+# %% ../../nbs/cli/data.ipynb #c103
 _COMMANDS = (
     ("ift", make_ift, _ift_options, "cut worked solutions into steps, with one check for all"),
     (
@@ -769,6 +823,7 @@ _COMMANDS = (
         "train a process reward model on labelled steps "
         "(PRM800K, TRL's stepwise rows, ours, or the trees.jsonl of data eft)",
     ),
+    ("made", make_made, _made_options, "draw questions, a test set, IFT and EFT rows of a domain"),
 )
 
 
@@ -778,11 +833,12 @@ def add_data_commands(add):
         "data",
         None,
         "make the data M1 is trained on: solutions in steps (ift), judgements (eft), "
-        "a process reward model (prm)",
+        "a process reward model (prm), or all of a domain that draws problems (made)",
     )
     sub = data.add_subparsers(dest="what", required=True, metavar="WHAT")
     for name, run, options, about in _COMMANDS:
         c = sub.add_parser(name, help=about, description=about)
         c.set_defaults(run_command=run)
         options(c)
-        _shared_options(c, name)
+        if name != "made":
+            _shared_options(c, name)

@@ -75,14 +75,25 @@ def versions(names: tuple[str, ...] = NAMED) -> dict[str, str]:
 
 
 # %% ../../nbs/cli/doctor.ipynb #c015
+def _cards() -> list:
+    "The GPUs that PyTorch sees."
+    if find_spec("torch") is None:
+        return []
+    import torch
+
+    there = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    return [torch.cuda.get_device_properties(i) for i in there]
+
+
+# %% ../../nbs/cli/doctor.ipynb #c018
 def _gpu_line() -> str:
     "The GPUs that PyTorch sees, or why it sees none."
     if find_spec("torch") is None:
         return "GPUs: not known without torch"
     import torch
 
-    if torch.cuda.is_available():
-        cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    cards = _cards()
+    if cards:
         names = sorted({f"{c.name}, {c.total_memory / 2**30:.0f} GiB" for c in cards})
         return f"GPUs: {len(cards)} ({'; '.join(names)})"
     built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built for the CPU"
@@ -105,7 +116,7 @@ def machine_lines(folder: str = ".") -> list[str]:
     ]
 
 
-# %% ../../nbs/cli/doctor.ipynb #c019
+# %% ../../nbs/cli/doctor.ipynb #c022
 @dataclass(frozen=True)
 class Finding:
     "A thing that psr_nb does, and whether it would work here."
@@ -126,7 +137,7 @@ def _by_extra(what: str, *extras: str) -> Finding:
     return Finding(what, False, f"{said}: {ways}")
 
 
-# %% ../../nbs/cli/doctor.ipynb #c022
+# %% ../../nbs/cli/doctor.ipynb #c025
 def _core() -> Finding:
     "The loop itself."
     what, wrong = "search, training and evaluation", [u for u in map(unfit, asked_for()) if u]
@@ -146,13 +157,12 @@ def _demo() -> Finding:
     )
 
 
-# %% ../../nbs/cli/doctor.ipynb #c025
+# %% ../../nbs/cli/doctor.ipynb #c028
 def _gpu() -> Finding:
     "Training and search of large models."
-    line = _gpu_line()
-    there = line.startswith("GPUs: ") and line[6].isdigit()
+    cards = _cards()
     few = "models up to about half a billion parameters are for a CPU; pip's own torch has CUDA"
-    return Finding("models of billions of parameters", there, line if there else few)
+    return Finding("models of billions of parameters", bool(cards), _gpu_line() if cards else few)
 
 
 def _pictures() -> Finding:
@@ -167,7 +177,7 @@ def _pictures() -> Finding:
     return Finding("figures as PNG", not missing, why)
 
 
-# %% ../../nbs/cli/doctor.ipynb #c028
+# %% ../../nbs/cli/doctor.ipynb #c031
 def _hub(offline: bool) -> Finding:
     "Models and questions by a name of the hub."
     way = "name folders and files instead, or set HF_ENDPOINT or a proxy"
@@ -183,11 +193,13 @@ def _nodes() -> Finding:
     return Finding(found.what, found.works, found.why if found.works else f"no srun, and {found.why}")
 
 
-# %% ../../nbs/cli/doctor.ipynb #c031
+# %% ../../nbs/cli/doctor.ipynb #c034
 def findings(offline: bool | None = None) -> list[Finding]:
-    "What would work here. `offline` is whether the hub can't be reached, by default as this process knows."
+    "What would work here. `offline` is whether the hub can't be reached; None: that is looked up."
+    from psr_nb.questions.read import hub_found
+
     if offline is None:
-        offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+        offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0") or not hub_found()
     return [
         _core(),
         _demo(),
@@ -207,7 +219,7 @@ def doctor_text(found: list[Finding], lines: list[str]) -> str:
     return "\n".join([*lines, "", *rows])
 
 
-# %% ../../nbs/cli/doctor.ipynb #c036
+# %% ../../nbs/cli/doctor.ipynb #c039
 def doctor(args):
     "psr_nb doctor"
     found = findings()

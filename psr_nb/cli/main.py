@@ -19,6 +19,7 @@ __all__ = [
     "report",
     "rejudge_run",
     "probe_run",
+    "write_harness_tasks",
     "parser",
     "main",
 ]
@@ -28,17 +29,15 @@ import argparse
 import json
 import math
 import os
-import socket
+import re
 import sys
 import textwrap
-import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import yaml
 
@@ -61,6 +60,7 @@ from psr_nb.cli.data import (
 from .. import __version__
 from ..records import InputError, one_line, why_unread
 from .doctor import add_doctor
+from .publish import add_publish
 from .tutorials import add_tutorials
 
 
@@ -848,8 +848,10 @@ def _bench_search(args):
 
     ways = pd.DataFrame(r["ways"]).T.to_string(float_format="%.4g")
     policies = pd.DataFrame(r["policies"]).to_string(index=False, float_format="%.3g")
-    print(ways, policies, sep="\n\n", end="\n\n")
-    print("\n".join(f"{k}: {r[k]}" for k in r if k not in ("ways", "policies", "on")))
+    by_n = pd.DataFrame(r.get("policies_by_n", [])).to_string(index=False, float_format="%.3g")
+    print(ways, policies, by_n, sep="\n\n", end="\n\n")
+    tables = ("ways", "policies", "policies_by_n", "on")
+    print("\n".join(f"{k}: {r[k]}" for k in r if k not in tables))
     print("measured on " + ", ".join(f"{k} {v}" for k, v in r["on"].items()))
 
 
@@ -1091,6 +1093,30 @@ def _add_probe(add):
 
 
 # %% ../../nbs/cli/main.ipynb #c147
+def write_harness_tasks(args):
+    "psr_nb lm-eval"
+    from psr_nb.evaluation.harness import write_task
+
+    given = (args.out, args.domain, args.limit, args.max_tokens)
+    tasks = [write_task(bench, *given) for bench in args.bench]
+    print("Run them, with --apply_chat_template for a model that has one, as")
+    print("lm_eval --model hf --model_args pretrained=MODEL,dtype=float32 \\")
+    print(f"    --include_path {args.out} --tasks {','.join(tasks)}")
+
+
+def _add_lm_eval(add):
+    about = (
+        "write benchmarks as tasks of lm-evaluation-harness, with our prompts and our reading of answers"
+    )
+    c = add("lm-eval", write_harness_tasks, about)
+    c.add_argument("--bench", required=True, action="append", help="as eval takes it; may be repeated")
+    c.add_argument("--domain", default="math", help="a name of 'psr_nb domains' (math), or mine.py:NAME")
+    c.add_argument("--limit", type=whole(), help="only the first so many problems of each benchmark")
+    c.add_argument("--max-tokens", type=TOKENS, default=1024, help="per solution (default %(default)s)")
+    c.add_argument("--out", required=True, metavar="FOLDER", help="folder for the tasks")
+
+
+# %% ../../nbs/cli/main.ipynb #c150
 def _fail(code: int, message) -> SystemExit:
     "What ends the program, after a line on standard error."
     print(f"psr_nb: {one_line(str(message))}", file=sys.stderr)
@@ -1104,7 +1130,7 @@ class _Parser(argparse.ArgumentParser):
         raise _fail(2, f"{message}; `{self.prog} --help` shows what there is")
 
 
-# %% ../../nbs/cli/main.ipynb #c149
+# %% ../../nbs/cli/main.ipynb #c152
 _EXAMPLES = """examples:
   psr_nb demo                                   the whole loop on the embedded model, minutes on a laptop
   psr_nb recipes smollm2-gsm8k-cpu              what a recipe says
@@ -1116,6 +1142,7 @@ _EXAMPLES = """examples:
   psr_nb sweep demo --over search.w=3,6,8 --seeds 0-4 --out runs/widths   which width, and is it luck?
   psr_nb eval --model M1=base --model M4=runs/mine/M4/model --bench gsm8k --bench math500=test.jsonl
   psr_nb eval --model runs/mine/M4/model --bench aime24 --mode search --w 6
+  psr_nb lm-eval --bench gsm8k --out tasks      the same as a task of lm-evaluation-harness
   psr_nb judge-eval --model runs/mine/M1/model --pairs eft_test.jsonl
   psr_nb data ift gsm8k --out data/ift          worked solutions cut into steps
   psr_nb data eft --questions train.jsonl --model base --out data/eft   judgements by rollouts \
@@ -1147,38 +1174,62 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--version", action="version", version=f"psr_nb {__version__}")
     add = _adder(p.add_subparsers(dest="command", required=True, metavar="COMMAND"))
     making = (_add_demo, _add_new, _add_plan, _add_run, _add_sweep, add_data_commands)
-    measuring = (_add_eval, _add_judge_eval, _add_grade, _add_bench)
+    measuring = (_add_eval, _add_lm_eval, _add_judge_eval, _add_grade, _add_bench)
     looking = (_add_report, _add_rejudge, _add_probe, _add_recipes, _add_domains)
-    looking = (*looking, add_tutorials, add_doctor)
+    looking = (*looking, add_publish, add_tutorials, add_doctor)
     for add_command in making + measuring + looking:
         add_command(add)
     return p
 
 
-# %% ../../nbs/cli/main.ipynb #c153
-def _find(host: str, found: list):
-    "Put a host among the found ones if its name is known here."
-    with suppress(OSError, UnicodeError):
-        socket.getaddrinfo(host, 443)
-        found.append(host)
+# %% ../../nbs/cli/main.ipynb #c156
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+){0,2}")  # owner/name, and a data set's parts
 
 
-def _note_offline(seconds: float = 2.0):
-    """Tell the hub's library, here and in all children, where the hub can't be found.
+def _texts(value) -> Iterator[str]:
+    "All texts in lists and mappings of them."
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
+
+
+def _in_recipe(name: str) -> list[str]:
+    "The texts in a recipe; none where it can't be read, which its command will say."
+    from psr_nb.recipe import recipes
+
+    with suppress(OSError, ValueError, yaml.YAMLError, RecursionError):
+        return list(_texts(yaml.safe_load((recipes().get(name) or Path(name)).read_text("utf-8"))))
+    return []
+
+
+# %% ../../nbs/cli/main.ipynb #c157
+def _may_need_hub(args) -> bool:
+    "Does a command name what is no file here, and may be a model or a data set on the hub?"
+    given = {name: v for name, v in vars(args).items() if name not in ("out", "run", "figures")}
+    named = list(_texts(list(given.values())))
+    if isinstance(given.get("recipe"), str):
+        named += _in_recipe(given["recipe"])
+    texts = [text.rpartition("=")[2] for text in named]
+    if any(_HUB_ID.fullmatch(text) and not os.path.exists(text) for text in texts):
+        return True
+    known = [text for text in _texts([given.get("bench"), given.get("source")]) if "=" not in text]
+    return args.command in ("rejudge", "probe") or not all(map(os.path.exists, known))
+
+
+# %% ../../nbs/cli/main.ipynb #c160
+def _note_offline(args, seconds: float = 2.0):
+    """Tell the hub's library, here and in all children, where a command needs the hub and it can't be found.
 
     It then looks only into its cache, and says at once what it misses."""
-    if {"HF_HUB_OFFLINE", "HTTPS_PROXY", "https_proxy", "ALL_PROXY"} & set(os.environ):
-        return
-    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
-    found = []
-    ask = threading.Thread(target=_find, args=(host, found), daemon=True)
-    ask.start()
-    ask.join(seconds)
-    if not found:
+    from psr_nb.questions.read import hub_found
+
+    if "HF_HUB_OFFLINE" not in os.environ and _may_need_hub(args) and not hub_found(seconds):
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-# %% ../../nbs/cli/main.ipynb #c155
+# %% ../../nbs/cli/main.ipynb #c162
 def _run_command(args):
     "Run a parsed command. Whatever the user or the system can mend ends it with a line and an exit code."
     from psr_nb.jobs import JobError
@@ -1205,7 +1256,7 @@ def main(argv: list[str] | None = None):
         if hasattr(stream, "reconfigure"):  # half of a surrogate pair, a terminal that isn't UTF-8
             stream.reconfigure(errors="backslashreplace")
     args = parser().parse_args(argv)
-    _note_offline()
+    _note_offline(args)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.simplefilter("ignore", FutureWarning)  # what libraries have to tell one another
     warnings.formatwarning = lambda message, *_, **__: f"psr_nb: {one_line(str(message))}\n"

@@ -19,6 +19,7 @@ __all__ = [
 # %% ../../nbs/dashboard/align.ipynb #c003
 import html
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import lru_cache
@@ -26,6 +27,7 @@ from functools import lru_cache
 import pandas as pd
 
 from ..records import Trajectory
+from ..texts.labels import label
 from .compare import solution_steps
 from .html import badge, plain, shown
 
@@ -206,12 +208,12 @@ def aligned_html(columns: list[Column]) -> str:
 
 
 # %% ../../nbs/dashboard/align.ipynb #c039
-def solved_columns(rows: pd.DataFrame) -> list[Column]:
-    "Columns of the rows of `side_by_side`."
+def solved_columns(rows: pd.DataFrame, label: Callable[[int], str] = label) -> list[Column]:
+    "Columns of the rows of `side_by_side`, their solutions cut at a domain's labels."
     found = []
     for r in rows.itertuples():
         about = f"{r.steps} steps, {r.tokens} tokens"
-        found.append(Column(r.model, solution_steps(r.solution), bool(r.right), r.answer, about))
+        found.append(Column(r.model, solution_steps(r.solution, label), bool(r.right), r.answer, about))
     return found
 
 

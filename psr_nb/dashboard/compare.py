@@ -14,7 +14,6 @@ __all__ = [
 ]
 
 # %% ../../nbs/dashboard/compare.ipynb #c003
-import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +23,7 @@ import pandas as pd
 from ..folder import Run
 from ..records import InputError
 from ..statistics import compare
+from ..texts.labels import label, labels_in
 from .runs import read_line
 
 # %% ../../nbs/dashboard/compare.ipynb #c008
@@ -187,14 +187,21 @@ def question_of(
     solved: dict[str, dict[str, dict]],
     id: str,
     ask: Callable[[str], str] | None = None,  # of the domain
+    label: Callable[[int], str] = label,  # of the domain
 ) -> str:
     "What was asked in an evaluated problem; '' if no model solved it."
     prompt = next((of[id]["prompt"] for of in solved.values() if id in of), "")
-    return re.sub(r"\s*Step 1:$", "", _asked(prompt, ask))
+    asked = _asked(prompt, ask)
+    last = labels_in(asked, 0, label)[-1:]
+    return asked[: last[0].at].rstrip() if last and not asked[last[0].end :].strip() else asked
 
 
 # %% ../../nbs/dashboard/compare.ipynb #c035
-def solution_steps(text: str) -> list[str]:
+def solution_steps(text: str, label: Callable[[int], str] = label) -> list[str]:
     "The steps of a solution without their labels; what stands before the first label is a step too."
-    parts = re.split(r"(?m)^\s*Step \d+:", text)
+    parts, done = [], 0
+    for x in labels_in(text, 0, label):
+        parts.append(text[done : x.at])
+        done = x.end
+    parts.append(text[done:])
     return [part.strip() for part in parts if part.strip()]

@@ -262,10 +262,10 @@ _TAB_KEYS = {"g o": 0, "g s": 1, "g i": 2, "g a": 3}  # a key for each tab, by i
 
 
 def runs_named(path: str | Path | list) -> dict[str, Path]:
-    "Name -> folder of the runs of a sweep or of a list of folders; none of a single run."
+    "Name -> folder of the runs of a sweep or of a list of runs or their folders; none of a single run."
     if isinstance(path, str | Path):
         return member_folders(path)
-    folders = [Path(p) for p in path]
+    folders = [Path(getattr(p, "path", p)) for p in path]
     names = [f.name for f in folders]
     found = {}
     for f in folders:
@@ -288,6 +288,7 @@ class RunExplorer(ExplorerFrame):
         live: bool | None = None,  # None: if a process is at work in the run
         seconds: float = 3.0,  # between two looks of Live
     ):
+        path = getattr(path, "path", path)  # a Run knows its folder
         self.members = runs_named(path)  # of a sweep, or those that were given
         several = not isinstance(path, str | Path)
         if several and not self.members:

@@ -180,13 +180,14 @@ def _counts_html(table: pd.DataFrame) -> str:
 def _example_html(run: Run, solved: dict[str, dict[str, dict]], id: str, kind: str) -> str:
     "A problem as every model solved it, folded up."
     gold = next(of[id]["gold"] for of in solved.values() if id in of)
-    ask = None if is_own(run.recipe.domain) else domain_named(run.recipe.domain).ask
-    asked = question_of(solved, id, ask)
+    domain = None if is_own(run.recipe.domain) else domain_named(run.recipe.domain)
+    words = [domain.ask, domain.label] if domain else []
+    asked = question_of(solved, id, *words)
     summary = f"<b>{kind}</b> {html.escape(plain(id, 200))}: {shown(asked, 160)}"
     question = (
         f'<div class="psr-question">{shown(asked)}<br><b>Gold answer:</b> {shown(str(gold))}</div>'
     )
-    columns = solved_columns(side_by_side(solved, id))
+    columns = solved_columns(side_by_side(solved, id), *words[1:])
     return f"<details><summary>{summary}</summary>{question}{aligned_html(columns)}</details>"
 
 

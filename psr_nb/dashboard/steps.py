@@ -6,6 +6,8 @@
 __all__ = [
     "step_label",
     "fate",
+    "step_address",
+    "step_named",
     "step_tree",
     "candidate_table",
     "step_table",
@@ -24,7 +26,7 @@ import pandas as pd
 
 from ..gates import prefixes  # noqa: F401  (rejudge and audit take it from here)
 from ..judge import judge_stats
-from ..records import Judgement, Step, Trajectory
+from ..records import InputError, Judgement, Step, Trajectory
 
 
 # %% ../../nbs/dashboard/steps.ipynb #c008
@@ -43,6 +45,33 @@ def fate(s: Step, i: int) -> str:
 
 
 # %% ../../nbs/dashboard/steps.ipynb #c012
+def step_address(s: Step, pair: tuple[int, int] | None) -> list[str]:
+    "The parts of an address that name a step, and a pair of its candidates."
+    parts = ["step", str(s.k)]
+    if s.attempt:
+        parts += ["attempt", str(s.attempt + 1)]
+    return parts + (["pair", f"{pair[0] + 1}-{pair[1] + 1}"] if pair else [])
+
+
+def step_named(t: Trajectory, parts: list[str]) -> tuple[int, tuple[int, int] | None]:
+    "(place, pair from 0) that `step_address` names. InputError where the search has no such step or pair."
+    named = dict(zip(parts[::2], parts[1::2], strict=False))
+    wanted = named.get("step", ""), named.get("attempt", "1")
+    there = {(str(s.k), str(s.attempt + 1)): at for at, s in enumerate(t.steps)}
+    if wanted not in there:
+        some = ", ".join(sorted({str(s.k) for s in t.steps}, key=int)) or "none"
+        raise InputError(f"{t.problem_id} has no step {'/'.join(parts)[:60]}; its steps are {some}")
+    at, pair = there[wanted], None
+    if "pair" in named:
+        judged = [(j.a, j.b) for j in t.steps[at].judgements]
+        said = {f"{a + 1}-{b + 1}": (a, b) for i, j in judged for a, b in ((i, j), (j, i))}
+        if named["pair"] not in said:
+            raise InputError(f"{t.problem_id} step {wanted[0]} has no pair {named['pair'][:20]!r}")
+        pair = said[named["pair"]]
+    return at, pair
+
+
+# %% ../../nbs/dashboard/steps.ipynb #c015
 def _text(s: Step, i: int | None) -> str:
     return "" if i is None else s.candidates[i].text.strip()
 
@@ -70,13 +99,13 @@ def _round(s: Step) -> dict:
     }
 
 
-# %% ../../nbs/dashboard/steps.ipynb #c015
+# %% ../../nbs/dashboard/steps.ipynb #c018
 def step_tree(t: Trajectory) -> pd.DataFrame:
     "One row a round, in the order they happened."
     return pd.DataFrame([_round(s) for s in t.steps])
 
 
-# %% ../../nbs/dashboard/steps.ipynb #c022
+# %% ../../nbs/dashboard/steps.ipynb #c025
 def _result(j: Judgement, i: int) -> str:
     "What a comparison was to candidate i: 'won', 'lost' or 'abstained'."
     if j.verdict is None:
@@ -107,7 +136,7 @@ def candidate_table(s: Step) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-# %% ../../nbs/dashboard/steps.ipynb #c026
+# %% ../../nbs/dashboard/steps.ipynb #c029
 _COLUMNS = [
     "step",
     "attempt",
@@ -136,7 +165,7 @@ def step_table(t: Trajectory) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
-# %% ../../nbs/dashboard/steps.ipynb #c029
+# %% ../../nbs/dashboard/steps.ipynb #c032
 def judgement_table(step: Step) -> pd.DataFrame:
     "One row a comparison: what was shown as A and as B, the verdict, and the judge's text."
     rows = []
@@ -151,7 +180,7 @@ def judgement_table(step: Step) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-# %% ../../nbs/dashboard/steps.ipynb #c032
+# %% ../../nbs/dashboard/steps.ipynb #c035
 _SIGN = {"A": 1, "B": -1, None: 0}
 
 
@@ -169,7 +198,7 @@ def verdict_matrix(s: Step) -> pd.DataFrame:
     return m
 
 
-# %% ../../nbs/dashboard/steps.ipynb #c035
+# %% ../../nbs/dashboard/steps.ipynb #c038
 def agreement(s: Step, i: int, j: int) -> str:
     """What the two orders of candidates i and j (from 0) say together.
 
@@ -196,7 +225,7 @@ def disagreements(s: Step) -> list[tuple[int, int]]:
     return found
 
 
-# %% ../../nbs/dashboard/steps.ipynb #c041
+# %% ../../nbs/dashboard/steps.ipynb #c044
 def _cell(j: Judgement) -> dict:
     winner = None
     if j.verdict is not None:

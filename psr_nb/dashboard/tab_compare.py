@@ -75,10 +75,11 @@ def solved_html(
 ) -> str:
     "A problem as every model solved it: question, gold, and the solutions step by step."
     own = is_own(run.recipe.domain)  # somebody's own domain is not imported to look at a run
-    ask = None if own else domain_named(run.recipe.domain).ask
+    domain = None if own else domain_named(run.recipe.domain)
     gold = next(of[id]["gold"] for of in solved.values() if id in of)
-    asked = shown(question_of(solved, id, ask))
-    columns = solved_columns(side_by_side(solved, id))
+    words = [domain.ask, domain.label] if domain else []
+    asked = shown(question_of(solved, id, *words))
+    columns = solved_columns(side_by_side(solved, id), *words[1:])
     question = f'<div class="psr-question">{asked}<br><b>Gold answer:</b> {shown(str(gold))}</div>'
     return question + aligned_html(columns)
 
@@ -379,7 +380,7 @@ class JudgedPart(W.VBox):
         "Show the step of the pair, with the pair chosen, in the tab of steps."
         problem, k, attempt, a, b = self.listed[int(self.flips.selected or 0)]
         parts = [self.explorer.arm, self.iteration.value, problem, "step", str(k)]
-        parts += ["attempt", str(attempt)] if attempt else []
+        parts += ["attempt", str(attempt + 1)] if attempt else []
         self.explorer.at(Address("steps", [*parts, "pair", f"{a + 1}-{b + 1}"]))
 
     def place(self) -> list[str]:

@@ -8,8 +8,6 @@ __all__ = [
     "seconds_a_problem",
     "Background",
     "place_to_open",
-    "step_address",
-    "step_named",
     "count_text",
     "StepsFields",
     "StepsTab",
@@ -46,12 +44,12 @@ from psr_nb.dashboard.widgets import (
 )
 
 from ..folder import Run, costs
-from ..records import InputError, Step, Trajectory
+from ..records import InputError, Step
 from .addresses import Address
 from .find import find, most_telling, query_help, read_query, telling
 from .html import badge, note
 from .runs import FILTERS, Index, choose_problems, decisions_in, golds, problem_table
-from .steps import disagreements
+from .steps import disagreements, step_address, step_named
 from .why import Rules, rules_of
 
 
@@ -83,33 +81,6 @@ def place_to_open(row: dict, places: list[int] | None = None) -> int:
 
 
 # %% ../../nbs/dashboard/tab_steps.ipynb #c012
-def step_address(s: Step, pair: tuple[int, int] | None) -> list[str]:
-    "The parts of an address that name a step, and a pair of its candidates."
-    parts = ["step", str(s.k)]
-    if s.attempt:
-        parts += ["attempt", str(s.attempt)]
-    return parts + (["pair", f"{pair[0] + 1}-{pair[1] + 1}"] if pair else [])
-
-
-def step_named(t: Trajectory, parts: list[str]) -> tuple[int, tuple[int, int] | None]:
-    "(place, pair from 0) that `step_address` names. InputError where the search has no such step or pair."
-    named = dict(zip(parts[::2], parts[1::2], strict=False))
-    wanted = named.get("step", ""), named.get("attempt", "0")
-    there = {(str(s.k), str(s.attempt)): at for at, s in enumerate(t.steps)}
-    if wanted not in there:
-        some = ", ".join(sorted({str(s.k) for s in t.steps}, key=int)) or "none"
-        raise InputError(f"{t.problem_id} has no step {'/'.join(parts)[:60]}; its steps are {some}")
-    at, pair = there[wanted], None
-    if "pair" in named:
-        judged = [(j.a, j.b) for j in t.steps[at].judgements]
-        said = {f"{a + 1}-{b + 1}": (a, b) for i, j in judged for a, b in ((i, j), (j, i))}
-        if named["pair"] not in said:
-            raise InputError(f"{t.problem_id} step {wanted[0]} has no pair {named['pair'][:20]!r}")
-        pair = said[named["pair"]]
-    return at, pair
-
-
-# %% ../../nbs/dashboard/tab_steps.ipynb #c015
 def count_text(found: int, of: int, decisions: int | None = None) -> str:
     "How many problems match, and how many of their decisions where a query asked for them."
     cut = " (the first 1,000 are listed)" if found > 1000 else ""
@@ -117,7 +88,7 @@ def count_text(found: int, of: int, decisions: int | None = None) -> str:
     return f"{found:,} of {of:,} problems{places}{cut}"
 
 
-# %% ../../nbs/dashboard/tab_steps.ipynb #c018
+# %% ../../nbs/dashboard/tab_steps.ipynb #c015
 STEPS_STYLE = """
 .psr-steps.psr-steps{container-type:inline-size;overflow:visible}
 .psr-steps .psr-steps-bar.psr-steps-bar{flex-flow:row wrap;align-items:center;gap:.1rem .4rem;\
@@ -152,7 +123,7 @@ grid-template-rows:none;grid-template-columns:minmax(0,1fr)}
 """
 
 
-# %% ../../nbs/dashboard/tab_steps.ipynb #c021
+# %% ../../nbs/dashboard/tab_steps.ipynb #c018
 def _part(kind: str, *children: W.Widget) -> W.VBox:
     "Widgets above each other, in a part of the tab that CSS places."
     out = W.VBox(children, layout=W.Layout(min_width="0"))
@@ -170,7 +141,7 @@ _MOVES = {
 }
 
 
-# %% ../../nbs/dashboard/tab_steps.ipynb #c024
+# %% ../../nbs/dashboard/tab_steps.ipynb #c021
 class StepsFields(W.VBox):
     "The widgets of the tab, and where they are."
 
@@ -235,7 +206,7 @@ class StepsFields(W.VBox):
         getattr(self, name)()
 
 
-# %% ../../nbs/dashboard/tab_steps.ipynb #c028
+# %% ../../nbs/dashboard/tab_steps.ipynb #c025
 _COLUMNS = (
     "right id margin disagree consistency pairs steps tried rollbacks abstained ended answer".split()
 )

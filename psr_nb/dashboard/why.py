@@ -104,9 +104,9 @@ def _compared(s: Step, i: int, rules: Rules) -> str:
     score, of = s.scores[i], _many(len(own), "comparison")
     if rules.judge.policy == "knockout":
         return f"score {_figure(score)} with {won} of {of} won (judge.policy=knockout)"
-    if rules.judge.policy == "adaptive":
-        full = 2 * (len(s.scores) - 1)
-        return f"{_figure(score)} of {full} wins expected, {won} of {of} won (judge.policy=adaptive)"
+    if rules.judge.policy in ("adaptive", "bayesian"):
+        full, by = 2 * (len(s.scores) - 1), f"judge.policy={rules.judge.policy}"
+        return f"{_figure(score)} of {full} wins expected, {won} of {of} won ({by})"
     if abs(score - wins(len(s.scores), s.judgements)[i]) > 1e-6:
         return f"score {_figure(score)}"
     silent = sum(j.verdict is None for j in own)

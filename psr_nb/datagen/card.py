@@ -11,6 +11,7 @@ __all__ = [
     "data_card",
     "write_ift",
     "write_eft",
+    "uploads",
     "push_to_hub",
 ]
 
@@ -20,6 +21,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from statistics import mean
 
@@ -233,18 +235,38 @@ def write_eft(
 _NOT_UPLOADED = ["answers.jsonl*", "trees.jsonl", "*.lock", "*.part"]
 
 
-def push_to_hub(folder: str | Path, repo: str, private: bool = True) -> str:
-    "Upload a data set's folder to the hub as `repo` (owner/name); its address. InputError if refused."
+def uploads(folder: str | Path) -> dict[str, int]:
+    "The files of a folder that an upload takes, with their bytes. InputError without a card."
+    folder = Path(folder)
+    if not (folder / "README.md").is_file():
+        raise InputError(f"{folder}: no README.md; what has no card is not uploaded")
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in files}
+    return {
+        name: n
+        for name, n in sizes.items()
+        if not name.startswith(".") and not any(fnmatch(name, x) for x in _NOT_UPLOADED)
+    }
+
+
+# %% ../../nbs/datagen/card.ipynb #c044
+def push_to_hub(
+    folder: str | Path,
+    repo: str,  # owner/name
+    private: bool = True,
+    kind: str = "dataset",  # or "model"
+) -> str:
+    "Upload a folder with its card to the hub; its address. InputError if refused, or without a card."
     from huggingface_hub import HfApi
 
-    hub = HfApi()
+    hub, files = HfApi(), uploads(folder)
     try:
-        hub.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
+        hub.create_repo(repo, repo_type=kind, private=private, exist_ok=True)
         address = hub.upload_folder(
             folder_path=str(folder),
             repo_id=repo,
-            repo_type="dataset",
-            ignore_patterns=_NOT_UPLOADED,
+            repo_type=kind,
+            allow_patterns=list(files),
         )
         return str(address)
     except Exception as e:

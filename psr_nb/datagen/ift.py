@@ -5,6 +5,7 @@
 # %% auto #0
 __all__ = [
     "SOURCES",
+    "Read",
     "SEGMENTERS",
     "Source",
     "source_named",
@@ -25,6 +26,8 @@ __all__ = [
     "cut_prompt",
     "pieces_of",
     "cut_by",
+    "boxes_answers",
+    "cut_by_domain",
 ]
 
 # %% ../../nbs/datagen/ift.ipynb #c003
@@ -33,18 +36,20 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
+from ..domains.check import steps_of
 from ..maths.forms import normal_form
 from ..maths.read import last_boxed, read_math_answer
+from ..prompts import Domain
 from ..questions.benchmarks import MATH_SUBJECTS
 from ..questions.contamination import same_question
 from ..questions.read import Unread, json_value, rows_or_unread, shard_files
 from ..records import IFTRow, InputError, input_bytes
-from ..texts.labels import label, labels_in, unlabelled
+from ..texts.labels import label, labels_in, numbered, unlabelled
 
 
 # %% ../../nbs/datagen/ift.ipynb #c006
@@ -192,7 +197,12 @@ def _bare(solution: str, source: Source) -> str:
     return re.sub(r"\n?####[^\n]*\s*$", "", text).strip()
 
 
-def as_solved(row: dict, where: str, id: str, source: Source) -> Solved | Reject:
+Read = Callable[[str], str | None]  # a solution -> its final answer, as a domain's `read`
+
+
+def as_solved(
+    row: dict, where: str, id: str, source: Source, read: Read = read_math_answer
+) -> Solved | Reject:
     "The worked solution in a row, or why there is none; its id is the row's own, or else `id`."
     question = _column(row, source.question)
     solution = _column(row, source.solution)
@@ -201,7 +211,7 @@ def as_solved(row: dict, where: str, id: str, source: Source) -> Solved | Reject
     if not solution:
         return Reject(where, "no solution", f"none of {', '.join(source.solution)} holds text", row)
     stated = _column(row, ("answer",))
-    answer = read_math_answer(solution)
+    answer = read(solution)
     if not answer and stated != solution:
         answer = stated
     text = _bare(solution, source)
@@ -224,11 +234,12 @@ def _once(
     id: str,
     source: Source,
     seen: dict[str, str],  # question -> where it was seen; added to
+    read: Read = read_math_answer,
 ) -> Solved | Reject:
     "A row's worked solution, or why there is none; a question that was seen before is a Reject."
     if isinstance(row, Reject):
         return row
-    made = as_solved(row, where, id, source)
+    made = as_solved(row, where, id, source, read)
     if isinstance(made, Reject):
         return made
     key = same_question(made.question)
@@ -242,6 +253,7 @@ def load_solutions(
     spec: str,  # NAME, NAME=PATH or PATH
     limit: int | None = None,
     progress: Callable[[str, int, int | None], None] = lambda *_: None,
+    read: Read = read_math_answer,
 ) -> tuple[list[Solved], list[Reject]]:
     "(solutions, rejects) of a source, at most `limit` solutions. InputError if there is none."
     source = source_named(spec)[0]
@@ -251,7 +263,7 @@ def load_solutions(
             break
         if n % 1000 == 0:
             progress("reading", n, None)
-        made = _once(row, where, f"{source.name}-{n}", source, seen)
+        made = _once(row, where, f"{source.name}-{n}", source, seen, read)
         if isinstance(made, Reject):
             rejects.append(made)
             continue
@@ -484,4 +496,53 @@ def cut_by(
         made = as_ift(s, pieces, ("no reply", reply.problem or ""))
         kind = rejects if isinstance(made, Reject) else rows
         kind.append(made)
+    return rows, rejects
+
+
+# %% ../../nbs/datagen/ift.ipynb #c083
+def boxes_answers(domain: Domain) -> bool:
+    "Does a domain conclude a solution with its answer in a box, so that the segmenters are for it?"
+    return bool(domain.conclude) and last_boxed(domain.conclude("0")) is not None
+
+
+def _domain_problem(s: Solved, steps: list[str], domain: Domain) -> tuple[str, str] | None:
+    "(reason, detail) why these are not the steps of a solution in a domain; None if they are."
+    if not steps:
+        return "no steps", "the domain cuts none"
+    for k, step in enumerate(steps, 1):
+        if not step.strip():
+            return "empty step", f"step {k}"
+        if labels_in(step, 0, domain.label):
+            return "label inside a step", f"step {k}: {step[:80]!r}"
+    want, got = (
+        "".join(text.split()) for text in (unlabelled(s.solution, domain.label), "".join(steps))
+    )
+    said = "".join(domain.conclude(s.answer).split()) if domain.conclude else ""
+    if domain.cut is None and got not in (want, want + said):
+        return "text altered", f"{len(want)} characters became {len(got)}"
+    found = domain.read(numbered(steps, label=domain.label))
+    if found is None:
+        return "answer not marked", s.answer
+    if not domain.equal(s.answer, found)[0]:
+        return "answer altered", f"{s.answer} became {found}"
+    return None
+
+
+# %% ../../nbs/datagen/ift.ipynb #c086
+def cut_by_domain(
+    solved: list[Solved],
+    domain: Domain,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> tuple[list[IFTRow], list[Reject]]:
+    "(rows, rejects) of all solutions, cut by their domain."
+    rows, rejects = [], []
+    for n, s in enumerate(solved, 1):
+        steps = steps_of(domain, s.solution, s.answer)
+        problem = _domain_problem(s, steps, domain)
+        if problem:
+            rejects.append(Reject(s.id, *problem, asdict(s) | {"steps": steps}))
+        else:
+            rows.append(IFTRow(s.id, s.question, steps, s.answer))
+        if n % 1000 == 0 or n == len(solved):
+            progress("cutting", n, len(solved))
     return rows, rejects

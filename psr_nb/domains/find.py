@@ -8,6 +8,7 @@ __all__ = [
     "GROUP",
     "located",
     "domain_named",
+    "draw_of",
     "is_own",
     "is_trusted",
     "source_hash",
@@ -184,6 +185,19 @@ def domain_named(name: str) -> Domain:
 
 
 # %% ../../nbs/domains/find.ipynb #c031
+def draw_of(name: str):
+    "What draws the problems of a domain: `DRAW` beside it. InputError where there is none."
+    full = _full_name(name)
+    in_file = _file_of(full)
+    module = _module_of(in_file[0]) if in_file else importlib.import_module(full.partition(":")[0])
+    draw = getattr(module, "DRAW", None)
+    if not callable(draw):
+        way = "it needs a function DRAW of a random generator and a number, as in psr_nb.domains.made"
+        raise InputError(f"domain {name!r}: nothing beside it draws problems; {way}")
+    return draw
+
+
+# %% ../../nbs/domains/find.ipynb #c034
 def is_own(name: str) -> bool:
     "Is a domain code of somebody's own, and not the library's?"
     return name not in BUILT_IN
@@ -200,7 +214,7 @@ def is_trusted(name: str) -> bool:
     return module in sys.modules
 
 
-# %% ../../nbs/domains/find.ipynb #c035
+# %% ../../nbs/domains/find.ipynb #c038
 def source_hash(name: str) -> str | None:
     "SHA-256 of the file with a domain of somebody's own; None for the library's, or where there is no file."
     if not is_own(name):
@@ -213,7 +227,7 @@ def source_hash(name: str) -> str | None:
     return _sha256(source) if source.is_file() else None
 
 
-# %% ../../nbs/domains/find.ipynb #c039
+# %% ../../nbs/domains/find.ipynb #c042
 def _places(domain: Domain) -> Iterator[tuple[ModuleType, str]]:
     "(module, name in it) wherever a domain stands."
     for module in list(sys.modules.values()):
@@ -239,7 +253,7 @@ def name_of(domain: Domain) -> str:
     )
 
 
-# %% ../../nbs/domains/find.ipynb #c043
+# %% ../../nbs/domains/find.ipynb #c046
 def listed() -> list[tuple[str, str, str]]:
     "(name, the package it comes from, its line) of every domain that has a name of its own."
     out = [(name, "psr_nb", domain_named(name).about) for name in BUILT_IN]

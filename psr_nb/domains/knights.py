@@ -7,6 +7,7 @@ __all__ = [
     "World",
     "KNIGHTS",
     "PEOPLE",
+    "DRAW",
     "atoms",
     "holds",
     "ask_who",
@@ -293,3 +294,6 @@ def draw_puzzles(rng: random.Random, n: int, most: int = 4) -> list[Problem]:
             answer = read_stated(steps[-1])
             out.append(Problem("", ask_who(said), answer, {"solution": "\n".join(steps)}))
     return out
+
+
+DRAW = draw_puzzles  # by which `psr_nb data made` finds it

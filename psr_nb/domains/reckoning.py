@@ -8,6 +8,7 @@ __all__ = [
     "SMALLER",
     "MONTHS",
     "RECKONING",
+    "DRAW",
     "amounts",
     "read_date",
     "told",
@@ -272,3 +273,6 @@ def draw_reckonings(rng: random.Random, n: int) -> list[Problem]:
         steps = worked(question)
         out.append(Problem("", question, read_stated(steps[-1]), {"solution": "\n".join(steps)}))
     return out
+
+
+DRAW = draw_reckonings  # by which `psr_nb data made` finds it

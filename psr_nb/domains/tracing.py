@@ -11,6 +11,7 @@ __all__ = [
     "State",
     "Trace",
     "TRACING",
+    "DRAW",
     "ask_what_prints",
     "read_question",
     "traces",
@@ -335,3 +336,6 @@ def draw_programs(rng: random.Random, n: int) -> list[Problem]:
             answer, _KNOWN[program] = read_stated(steps[-1]), steps
             out.append(Problem("", ask_what_prints(program), answer, {"solution": "\n".join(steps)}))
     return out
+
+
+DRAW = draw_programs  # by which `psr_nb data made` finds it

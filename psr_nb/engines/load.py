@@ -35,15 +35,19 @@ from fnmatch import fnmatch
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from ..records import InputError, json_file, reading, refuse_irregular
 
+if TYPE_CHECKING:
+    import torch
+
 
 # %% ../../nbs/engines/load.ipynb #c006
-def torch_dtype(name: str, device: str) -> torch.dtype:
+def torch_dtype(name: str, device: str) -> "torch.dtype":
     "The type of torch with this name; auto is bfloat16 on CUDA and float32 elsewhere. InputError for none."
+    import torch
+
     if name == "auto":
         return torch.bfloat16 if device.startswith("cuda") else torch.float32
     dtype = getattr(torch, name, None)
@@ -334,6 +338,8 @@ def _reach(path: str) -> dict:
 # %% ../../nbs/engines/load.ipynb #c052
 def _refusal(path: str, e: Exception, what: str) -> InputError:
     "What is said of a model, or part of one, that could not be loaded."
+    import torch
+
     why = next((line for line in str(e).splitlines() if line.strip()), type(e).__name__)[:250]
     if isinstance(e, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(e):
         return InputError(
@@ -392,6 +398,8 @@ def _check_keys(where: str, kind: str, found: dict, allowed: Trust):
 
 def _check_finite(where: str, model):
     "InputError for weights that are not all numbers."
+    import torch
+
     for name, p in model.named_parameters():
         if (
             p.is_floating_point()
@@ -415,6 +423,7 @@ def load_as(
     **config,  # settings of the model's configuration
 ):
     "A model of one of transformers' auto classes, on a device. InputError if it is none, or damaged."
+    import torch
     import transformers
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -444,6 +453,7 @@ def load_model(path: str, dtype: str = "auto", device: str | None = None):
 # %% ../../nbs/engines/load.ipynb #c066
 def empty_model(path: str, dtype: str = "auto"):
     "The causal language model of a folder or hub id without its weights. InputError if it is none."
+    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     asked = code_arguments(path) | ({} if os.path.isdir(path) else _reach(path))

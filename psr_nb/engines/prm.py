@@ -21,8 +21,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from ..engine import Usage, check, load_tokenizer
 from ..prompts import Domain
@@ -30,6 +29,9 @@ from ..records import Completion, InputError, Request
 from ..texts.chat import prompt_ids, said_after
 from ..texts.tokens import encode, ids_after
 from .load import load_as, load_model, quiet_loading, torch_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 # %% ../../nbs/engines/prm.ipynb #c006
@@ -123,8 +125,10 @@ def kept_format(path: str) -> PRMFormat:
 
 
 # %% ../../nbs/engines/prm.ipynb #c016
-def padded_ids(rows: list[list[int]], fill: int) -> torch.Tensor:
+def padded_ids(rows: list[list[int]], fill: int) -> "Tensor":
     "Rows of ids as one tensor, filled up on the right."
+    import torch
+
     width = max(len(ids) for ids in rows)
     full = []
     for ids in rows:
@@ -133,7 +137,7 @@ def padded_ids(rows: list[list[int]], fill: int) -> torch.Tensor:
     return torch.tensor(full)
 
 
-def filling_mask(rows: list[list[int]]) -> torch.Tensor:
+def filling_mask(rows: list[list[int]]) -> "Tensor":
     "1 for each id of each row, 0 for what is filled up."
     return padded_ids([[1] * len(ids) for ids in rows], 0)
 
@@ -149,6 +153,8 @@ class PRM:
         dtype: str = "auto",
         device: str | None = None,
     ):
+        import torch
+
         self.format = format or kept_format(path)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = load_tokenizer(path)
@@ -178,25 +184,27 @@ class PRM:
                 out[i] = good
         return out
 
-    @torch.inference_mode()
     def good(
         self,
         made: list[tuple[list[int], list[int]]],  # what `prm_ids` gives
     ) -> list[list[float]]:
         "The scores of one batch: the probability of good at each end of each row."
+        import torch
+
         device = self.model.device
         rows = [ids for ids, _ in made]
         ends = sorted({e for _, where in made for e in where})
         pad = self.tokenizer.pad_token_id or 0
         x = padded_ids(rows, pad).to(device)
         mask = filling_mask(rows).to(device)
-        if self.words:
-            keep = torch.tensor(ends, device=device)
-            logits = self.model(input_ids=x, attention_mask=mask, logits_to_keep=keep).logits
-            good = logits[..., self.words].float().softmax(-1)[..., 1]
-        else:
-            logits = self.model(input_ids=x, attention_mask=mask).logits[:, ends]
-            good = logits.float().softmax(-1)[..., self.format.good_class]
+        with torch.inference_mode():
+            if self.words:
+                keep = torch.tensor(ends, device=device)
+                logits = self.model(input_ids=x, attention_mask=mask, logits_to_keep=keep).logits
+                good = logits[..., self.words].float().softmax(-1)[..., 1]
+            else:
+                logits = self.model(input_ids=x, attention_mask=mask).logits[:, ends]
+                good = logits.float().softmax(-1)[..., self.format.good_class]
         at = {e: i for i, e in enumerate(ends)}
         out = []
         for scores, (_, where) in zip(good, made, strict=True):

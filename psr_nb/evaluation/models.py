@@ -134,7 +134,7 @@ def evaluate_models(
 
     Rows are in OUT/MODEL/BENCHMARK.jsonl, the table in OUT/table.{md,csv,tex}."""
     check_unique("the benchmark", [benchmark_name(b) for b in benchmarks])
-    sets = {benchmark_name(b): load_benchmark(b, limit) for b in benchmarks}
+    sets = {benchmark_name(b): load_benchmark(b, limit, how.domain.read) for b in benchmarks}
     _refuse_problems([p for problems in sets.values() for p in problems], how)
     lengths = (
         {"search.max_step_tokens": how.search.max_step_tokens} if how.settings.mode == "search" else {}

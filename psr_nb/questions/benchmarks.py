@@ -283,11 +283,11 @@ def _about(row: dict, where: str, name: str) -> dict:
     return {k: v for k, v in meta.items() if v not in (None, "", [])}
 
 
-def _problem(row: dict, where: str, name: str, n: int) -> Problem:
+def _problem(row: dict, where: str, name: str, n: int, read=None) -> Problem:
     "The Problem in row n of benchmark `name`. InputError names the row and the column that is wrong."
     _check_columns(row, where, name)
     plain = {column: value for column, value in row.items() if column != "meta"}
-    p = as_problem(plain, where, f"{name}-{n}")
+    p = as_problem(plain, where, f"{name}-{n}", read=read)
     if p.answer is not None and row.get("is_multiple_answer"):
         p.answer = _spaced(p.answer)
     p.meta |= _about(row, where, name)
@@ -366,6 +366,7 @@ def _warn_of_count(spec: str, known: Benchmark, from_hub: bool, count: int):
 def load_benchmark(
     spec: str,  # a name (from the hub), NAME=PATH, or a path; see BENCHMARKS
     limit: int | None = None,  # load only the first so many
+    read: Callable[[str], str | None] | None = None,  # of an answer in a solution, such as a domain's
 ) -> list[Problem]:
     """The problems of an evaluation set.
 
@@ -375,7 +376,7 @@ def load_benchmark(
     name, path = _name_and_path(spec)
     known, out, seen = BENCHMARKS.get(name), [], {}
     for n, (where, row) in enumerate(_hub(known) if path is None else _file_rows(name, path), 1):
-        p = _problem(row, where, name, n)
+        p = _problem(row, where, name, n, read)
         if p.id in seen:
             used = f"the id {p.id!r} was already used at {seen[p.id]}"
             raise InputError(f"{where}: {used}; make the column 'id' unique, or remove it")

@@ -5,13 +5,16 @@
 # %% auto #0
 __all__ = [
     "FORMAT",
+    "PROXIES",
     "COLUMNS",
     "NAMED",
+    "Reader",
     "Unread",
     "json_value",
     "shard_files",
     "rows_or_unread",
     "source_rows",
+    "hub_found",
     "hub_rows",
     "columns_of",
     "first_of",
@@ -33,8 +36,9 @@ import math
 import os
 import re
 import socket
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -237,15 +241,31 @@ def source_rows(
 
 
 # %% ../../nbs/questions/read.ipynb #c038
-def _resolves(address: str) -> bool:
-    "Is the name of a server known here? Behind a proxy, the proxy knows."
-    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy") or os.environ.get("ALL_PROXY"):
-        return True
-    try:
+PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")  # which httpx and curl look at
+
+
+def _find(address: str, found: list):
+    "Put an address among the found ones if the name of its server is known here."
+    with contextlib.suppress(OSError, UnicodeError):
         socket.getaddrinfo(urlsplit(address).hostname, 443)
-    except OSError:
-        return False
-    return True
+        found.append(address)
+
+
+def _resolves(address: str, seconds: float = 2.0) -> bool:
+    "Is the name of a server known here, and told in time? Behind a proxy, the proxy knows."
+    if any(map(os.environ.get, PROXIES)):
+        return True
+    found: list = []
+    ask = threading.Thread(target=_find, args=(address, found), daemon=True)
+    ask.start()
+    ask.join(seconds)
+    return bool(found)
+
+
+# %% ../../nbs/questions/read.ipynb #c042
+def hub_found(seconds: float = 2.0) -> bool:
+    "Is the hub's name known here? Its library isn't imported, and reads its settings later."
+    return _resolves(os.environ.get("HF_ENDPOINT") or "https://huggingface.co", seconds)
 
 
 @contextlib.contextmanager
@@ -263,7 +283,7 @@ def _hub_or_kept():
         constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before
 
 
-# %% ../../nbs/questions/read.ipynb #c042
+# %% ../../nbs/questions/read.ipynb #c045
 def hub_rows(
     source: str,  # owner/name, owner/name:split or owner/name:config:split
 ):
@@ -286,7 +306,7 @@ def hub_rows(
     yield from ((f"{source}:{i}", r) for i, r in enumerate(rows, 1))
 
 
-# %% ../../nbs/questions/read.ipynb #c048
+# %% ../../nbs/questions/read.ipynb #c051
 COLUMNS = {
     "id": ("id", "unique_id", "ID"),
     "before": ("Body", "body", "passage"),  # text that the question begins with
@@ -310,7 +330,7 @@ def first_of(row: dict, *columns: str):
     return next(held, (columns[0], None))
 
 
-# %% ../../nbs/questions/read.ipynb #c051
+# %% ../../nbs/questions/read.ipynb #c054
 NAMED = ("id", "question", "answer", "solution")  # the fields whose columns can be named
 
 
@@ -331,7 +351,7 @@ def named_columns(row: dict, where: str, fields: dict[str, str] | None) -> dict[
     return dict(fields)
 
 
-# %% ../../nbs/questions/read.ipynb #c055
+# %% ../../nbs/questions/read.ipynb #c058
 def _characters(text: str, where: str, column: str) -> str:
     "A text of whole characters. InputError for half of a surrogate pair, which no tokenizer takes."
     half = re.search("[\ud800-\udfff]", text)
@@ -342,7 +362,7 @@ def _characters(text: str, where: str, column: str) -> str:
     return text
 
 
-# %% ../../nbs/questions/read.ipynb #c058
+# %% ../../nbs/questions/read.ipynb #c061
 def answer_text(value, where: str, column: str) -> str | None:
     "An answer as text; None if there is none. InputError for an object or a truth value."
     if value is None or value != value:  # NaN
@@ -365,7 +385,7 @@ def answer_text(value, where: str, column: str) -> str | None:
     return re.sub(r"^(-?\d+)\.0$", r"\1", text)
 
 
-# %% ../../nbs/questions/read.ipynb #c063
+# %% ../../nbs/questions/read.ipynb #c066
 def _words(row: dict, where: str, column: str | None) -> str:
     "The text of a column, '' where it is empty. InputError for anything but text."
     value = row.get(column)
@@ -377,7 +397,7 @@ def _words(row: dict, where: str, column: str | None) -> str:
     return _characters(value.strip(), where, column)
 
 
-# %% ../../nbs/questions/read.ipynb #c066
+# %% ../../nbs/questions/read.ipynb #c069
 def _one_line(options: str) -> str:
     "Options that are one text; those that begin with `a )` one a line, with capitals: `(A) 38`."
     options = options.strip()
@@ -407,7 +427,7 @@ def _options(row: dict, where: str, column: str) -> str:
     return "\n".join(lines)
 
 
-# %% ../../nbs/questions/read.ipynb #c069
+# %% ../../nbs/questions/read.ipynb #c072
 def _question(row: dict, where: str, took: dict[str, str]) -> str:
     "The question of a row, with the text before it. InputError where there is none."
     column = took.get("question")
@@ -428,7 +448,7 @@ def _question(row: dict, where: str, took: dict[str, str]) -> str:
     return f"{before}{stop}{space}{question}"
 
 
-# %% ../../nbs/questions/read.ipynb #c072
+# %% ../../nbs/questions/read.ipynb #c075
 def _solution(row: dict, where: str, column: str | None) -> str | None:
     "The worked solution of a row, its parts joined where it is a list; None without one."
     value = row.get(column)
@@ -437,7 +457,10 @@ def _solution(row: dict, where: str, column: str | None) -> str | None:
     return value if _words({column: value}, where, column) else None
 
 
-# %% ../../nbs/questions/read.ipynb #c075
+# %% ../../nbs/questions/read.ipynb #c078
+Reader = Callable[[str], str | None]  # a worked solution -> its final answer
+
+
 def _weak_answer(row: dict) -> str | None:
     "The first column that could be an answer where the usual ones hold none: text or a number."
     for column in columns_of(row, "answer"):
@@ -450,12 +473,23 @@ def _weak_answer(row: dict) -> str | None:
     return None
 
 
-def _answer_and_solution(row: dict, where: str, took: dict[str, str]) -> tuple:
+def _read_from(solution: str, read: Reader | None) -> str | None:
+    "The answer of a worked solution, as a domain reads it or as published files mark it."
+    found = (read or read_math_answer)(solution)
+    if found is None and read is not None and "####" in solution:
+        return solution.rpartition("####")[2].strip() or None
+    return found
+
+
+# %% ../../nbs/questions/read.ipynb #c081
+def _answer_and_solution(
+    row: dict, where: str, took: dict[str, str], read: Reader | None = None
+) -> tuple:
     "(answer, worked solution) of a row, each None where it has none; adds to `took` a column that is used."
     solution = _solution(row, where, took.get("solution"))
     answer = answer_text(row.get(took.get("answer")), where, took.get("answer"))
     if answer is None and solution and took["solution"] != "rationale":
-        answer = read_math_answer(solution)
+        answer = _read_from(solution, read)
     weak = _weak_answer(row) if answer is None and "answer" not in took else None
     if weak:
         took["answer"] = weak
@@ -463,13 +497,13 @@ def _answer_and_solution(row: dict, where: str, took: dict[str, str]) -> tuple:
     given = row.get(took.get("answer"))
     if isinstance(given, str) and "####" in given:
         solution = solution or given
-        answer = read_math_answer(solution)
+        answer = _read_from(solution, read)
     if answer and took.get("before") == "body":
         answer = re.sub(r"\s*\([^()]*\)", "", answer).replace(";", ",")
     return answer, solution
 
 
-# %% ../../nbs/questions/read.ipynb #c078
+# %% ../../nbs/questions/read.ipynb #c084
 def _taken(row, where: str, fields: dict[str, str] | None) -> tuple[dict, set[str]]:
     "(field -> the column it comes from, the fields whose column isn't a usual one). InputError for no row."
     if not isinstance(row, dict):
@@ -501,7 +535,7 @@ def _id(row: dict, where: str, column: str | None, otherwise: str) -> str:
     return _characters(str(value), where, column)
 
 
-# %% ../../nbs/questions/read.ipynb #c081
+# %% ../../nbs/questions/read.ipynb #c087
 def _is_of(number: int, option) -> bool:
     "Is this whole number written in an option, as in `A) 21 cm` and not in `2.5`?"
     found = re.findall(r"-?\d[\d,./^]*", re.sub(r"^\(?[A-J][).:]", "", str(option)))
@@ -520,19 +554,20 @@ def _refuse_place(row: dict, where: str, took: dict[str, str]):
         )
 
 
-# %% ../../nbs/questions/read.ipynb #c085
+# %% ../../nbs/questions/read.ipynb #c091
 def as_problem(
     row: dict,
     where: str,  # names the row in an error message
     id: str,  # for a row without one
     fields: dict[str, str] | None = None,  # field -> column, for columns that the table doesn't have
+    read: Reader | None = None,  # of an answer that only a solution tells; None: as mathematics marks it
 ) -> Problem:
     """A Problem from a row of any of the known formats.
 
     InputError, naming the row, where there is no question in it or a column holds what it can't."""
     took, named = _taken(row, where, fields)
     question = _question(row, where, took)
-    answer, solution = _answer_and_solution(row, where, took)
+    answer, solution = _answer_and_solution(row, where, took, read)
     if "options" in took:
         _refuse_place(row, where, took)
         if answer and re.fullmatch(r"\(?[A-Ja-j]\)?", answer):
@@ -552,7 +587,7 @@ def as_problem(
     return Problem(_id(row, where, took.get("id"), id), question, answer, meta)
 
 
-# %% ../../nbs/questions/read.ipynb #c093
+# %% ../../nbs/questions/read.ipynb #c101
 def say_taken(source: str, problems: list[Problem], fields: dict | None):
     "A warning of the columns that were taken for a question or an answer though they aren't the usual ones."
     told = {}
@@ -569,7 +604,7 @@ def say_taken(source: str, problems: list[Problem], fields: dict | None):
         )
 
 
-# %% ../../nbs/questions/read.ipynb #c097
+# %% ../../nbs/questions/read.ipynb #c105
 def file_stem(path: str) -> str:
     "A file's name without its format: `gsm8k_test` of `data/gsm8k_test.jsonl.gz`."
     return Path(path.removesuffix(".gz")).stem
@@ -579,6 +614,7 @@ def load_problems(
     source: str,
     limit: int | None = None,
     fields: dict[str, str] | None = None,  # as a recipe's `data.fields`
+    read: Reader | None = None,  # as `as_problem` takes it, such as a domain's
 ) -> list[Problem]:
     """The problems of a source (see `source_rows`), at most `limit`.
 
@@ -588,7 +624,7 @@ def load_problems(
     for where, row in source_rows(source):
         if len(out) == limit:
             break
-        p = as_problem(row, where, f"{stem}-{len(out) + 1}", fields)
+        p = as_problem(row, where, f"{stem}-{len(out) + 1}", fields, read)
         if p.id in seen:
             raise InputError(
                 f"{where}: the id {p.id!r} was already used at {seen[p.id]}; ids must be unique"

@@ -59,11 +59,11 @@ class Lengths:
 
 # %% ../../nbs/studies/lengths.ipynb #c010
 def most_comparisons(w: int, s: JudgeSettings) -> float:
-    "Comparisons of w distinct candidates; of the adaptive policy the most that it makes."
+    "Comparisons of w distinct candidates; of policies that stop by themselves the most that they make."
     if s.policy == "knockout":
         return 3 * w / 2
     both = w * (w - 1)
-    return both if s.policy == "adaptive" or s.orders == "both" else both / 2
+    return both if s.policy in ("adaptive", "bayesian") or s.orders == "both" else both / 2
 
 
 # %% ../../nbs/studies/lengths.ipynb #c014
