@@ -1187,12 +1187,15 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+){0,2}")  # owner/name, and a d
 
 
 def _texts(value) -> Iterator[str]:
-    "All texts in lists and mappings of them."
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (dict, list)):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _texts(inner)
+    "All texts in lists and mappings; what YAML names again is read once, for aliases may double and double."
+    waiting, seen = [value], set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, (dict, list)) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += value.values() if isinstance(value, dict) else value
 
 
 def _in_recipe(name: str) -> list[str]:

@@ -50,8 +50,9 @@ def target_named(path: str | Path, model: str = "", arm: str = "") -> "Target":
 
 
 # %% ../../nbs/cli/publish.ipynb #c009
-def _share(what: str, value: float, low: float, high: float, n: int) -> tuple[str, str, str, str]:
+def _share(what: str, ends: list[float], n: int) -> tuple[str, str, str, str]:
     "A row of the figures that is a share."
+    value, low, high = ends
     return what, f"{100 * value:.1f} %", f"{100 * low:.1f} to {100 * high:.1f}", str(n)
 
 
@@ -69,13 +70,13 @@ def figure_rows(t: "Target") -> list[tuple[str, str, str, str]]:
     "(what, figure, 95 % interval, number of cases) of a model, from its `metrics.json`."
     m = json_file(t.folder / "metrics.json")
     ends = [m[f"accuracy{end}"] for end in ("", "_low", "_high")]
-    rows = [_share("test problems solved", *ends, m["n"])]
+    rows = [_share("test problems solved", ends, m["n"])]
     for arm, d in _gains(t).items():
         points = f"{d['low']:+.1f} to {d['high']:+.1f}"
         rows.append((f"gain over M1, arm {arm}", f"{d['points']:+.1f} points", points, str(m["n"])))
     if m.get("judge_n"):
         ends = [m[f"judge_accuracy{end}"] for end in ("", "_low", "_high")]
-        rows.append(_share("right verdicts on held-out pairs", *ends, m["judge_n"]))
+        rows.append(_share("right verdicts on held-out pairs", ends, m["judge_n"]))
     live = {
         "live_judge": "right verdicts in the search before it",
         "right_pairs": "pairs that are right",
@@ -84,7 +85,7 @@ def figure_rows(t: "Target") -> list[tuple[str, str, str, str]]:
         f = m.get(name)
         if f:
             value = f["accuracy"] if "accuracy" in f else f["share"]
-            rows.append(_share(what, value, f["low"], f["high"], f["n"]))
+            rows.append(_share(what, [value, f["low"], f["high"]], f["n"]))
     return rows
 
 
