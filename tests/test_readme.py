@@ -34,6 +34,7 @@ MINE = {
     "MODEL": "packaged:models/demo-m1",
     "M4": "M2",
     "bench dpo": "bench dpo --model packaged:models/demo-m1 --L 2",
+    "psr_nb run my.yaml": "psr_nb run my.yaml --set data.test_limit=4 --set search.w=3",
     "--over search.w=3,6 --seeds 0-4": "--over search.w=3 --seeds 0 --set data.test_limit=4",
 }
 
