@@ -51,3 +51,16 @@ def test_exported_cells_are_short(path):
         for n in ast.walk(tree):
             if isinstance(n, ast.FunctionDef):
                 assert n.end_lineno - n.lineno < 30, n.name
+
+
+def wide_tables(path: Path) -> list[str]:
+    "The first lines of a notebook's tables that are wider than a hundred characters without HTML."
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    shown = [o.get("data", {}) for c in cells for o in c.get("outputs", [])]
+    tables = ["".join(d["text/plain"]) for d in shown if "<table" in "".join(d.get("text/html", ""))]
+    return [t[:200] for t in tables if max(map(len, t.splitlines())) > 100]
+
+
+def test_no_table_of_a_tutorial_is_wide():
+    found = {p.stem: wide_tables(p) for p in (ROOT / "nbs" / "tutorials").glob("*.ipynb")}
+    assert len(found) > 10 and not any(found.values()), found
