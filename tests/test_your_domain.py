@@ -95,11 +95,10 @@ def test_cells_of_the_tutorial(done):
     "All cells, the slow ones too; they find the run as the commands have left it, and go on to the explorer."
     folder, env, _, _ = done
     code = f"""
-import sys, tempfile
-sys.path.insert(0, {str(ROOT / "tests")!r})
-from examples import shell_for
+import tempfile
+from execnb.shell import CaptureShell
 tempfile.mkdtemp = lambda: {str(folder)!r}
-shell = shell_for(None)
+shell = CaptureShell()
 for source in {sources("code")!r}:
     shell.run(source)
     if shell.exc:
