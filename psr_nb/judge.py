@@ -571,14 +571,13 @@ def agreement_by_n(
     tokens: list[dict[Shown, int]] | None = None,
 ) -> list[dict]:
     "`agreement` of each policy on the steps with each number n of candidates: rows with `name` and `n`."
-    tokens = tokens or [{(j.a, j.b): 1 for j in judgements} for judgements in steps]
     places = {}
     for i, judgements in enumerate(steps):
         places.setdefault(1 + max(j.a for j in judgements), []).append(i)
     rows = []
     for n in sorted(places):
         own = [steps[i] for i in places[n]]
-        used = [tokens[i] for i in places[n]]
+        used = [tokens[i] for i in places[n]] if tokens else None
         rows += [
             {"name": name, "n": n} | agreement(own, policy, used) for name, policy in policies.items()
         ]
@@ -631,11 +630,8 @@ def policy_for(n: int, s: JudgeSettings, c: Calibration = Calibration()) -> Poli
 
 
 # %% ../nbs/04_judge.ipynb #c091
-_OFF = {
-    "votes": 1,
-    "shots": 0,
-    "confidence": 0.8,
-}  # settings that earlier versions didn't have, as they are by default
+# settings that earlier versions didn't have, as they are by default
+_OFF = {"votes": 1, "shots": 0, "confidence": 0.8}
 
 
 def judged_with(s: JudgeSettings) -> dict:
@@ -652,9 +648,7 @@ class JudgeSetup:
     domain: Domain
     settings: JudgeSettings = JudgeSettings()
     context: int = 1 << 30  # the model's, in tokens: a prompt that fills it is not sent, and abstains
-    calibration: Calibration = (
-        Calibration()
-    )  # what is known of the judge; the bayesian policy asks by it
+    calibration: Calibration = Calibration()  # of the judge; the bayesian policy asks by it
 
 
 def no_seed(a: int, b: int) -> int:

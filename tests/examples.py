@@ -124,7 +124,8 @@ def run_notebook(path: Path) -> list[str]:
     threading.settrace(trace)
     for n, source in enumerate(sources):
         if re.match(r"#\|\s*export", source):
-            shell.user_ns.update({k: v for k, v in vars(module).items() if k in names_of(source)})
+            names = names_of(source)
+            shell.user_ns.update({k: v for k, v in vars(module).items() if k in names})
         if re.match(r"#\|\s*(default_exp|export)", source) or re.search(
             r"^#\|\s*(slow|eval: false)", source, re.M
         ):

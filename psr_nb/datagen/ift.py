@@ -5,7 +5,6 @@
 # %% auto #0
 __all__ = [
     "SOURCES",
-    "Read",
     "SEGMENTERS",
     "Source",
     "source_named",
@@ -47,7 +46,7 @@ from ..maths.read import last_boxed, read_math_answer
 from ..prompts import Domain
 from ..questions.benchmarks import MATH_SUBJECTS
 from ..questions.contamination import same_question
-from ..questions.read import Unread, json_value, rows_or_unread, shard_files
+from ..questions.read import Reader, Unread, json_value, rows_or_unread, shard_files
 from ..records import IFTRow, InputError, input_bytes
 from ..texts.labels import label, labels_in, numbered, unlabelled
 
@@ -197,11 +196,8 @@ def _bare(solution: str, source: Source) -> str:
     return re.sub(r"\n?####[^\n]*\s*$", "", text).strip()
 
 
-Read = Callable[[str], str | None]  # a solution -> its final answer, as a domain's `read`
-
-
 def as_solved(
-    row: dict, where: str, id: str, source: Source, read: Read = read_math_answer
+    row: dict, where: str, id: str, source: Source, read: Reader = read_math_answer
 ) -> Solved | Reject:
     "The worked solution in a row, or why there is none; its id is the row's own, or else `id`."
     question = _column(row, source.question)
@@ -234,7 +230,7 @@ def _once(
     id: str,
     source: Source,
     seen: dict[str, str],  # question -> where it was seen; added to
-    read: Read = read_math_answer,
+    read: Reader = read_math_answer,
 ) -> Solved | Reject:
     "A row's worked solution, or why there is none; a question that was seen before is a Reject."
     if isinstance(row, Reject):
@@ -253,7 +249,7 @@ def load_solutions(
     spec: str,  # NAME, NAME=PATH or PATH
     limit: int | None = None,
     progress: Callable[[str, int, int | None], None] = lambda *_: None,
-    read: Read = read_math_answer,
+    read: Reader = read_math_answer,
 ) -> tuple[list[Solved], list[Reject]]:
     "(solutions, rejects) of a source, at most `limit` solutions. InputError if there is none."
     source = source_named(spec)[0]
@@ -379,7 +375,7 @@ def boxed(steps: list[str], answer: str) -> list[str]:
 
 
 # %% ../../nbs/datagen/ift.ipynb #c060
-def _form_problem(steps: list[str]) -> tuple[str, str] | None:
+def _form_problem(steps: list[str], label: Callable[[int], str] = label) -> tuple[str, str] | None:
     "(reason, detail) why these are not steps at all; None if they are."
     if not steps:
         return "no steps", "the segmenter found none"
@@ -387,7 +383,7 @@ def _form_problem(steps: list[str]) -> tuple[str, str] | None:
         if not step.strip():
             return "empty step", f"step {k}"
     for k, step in enumerate(steps, 1):
-        if labels_in(step):
+        if labels_in(step, 0, label):
             return "label inside a step", f"step {k}: {step[:80]!r}"
     return None
 
@@ -507,13 +503,9 @@ def boxes_answers(domain: Domain) -> bool:
 
 def _domain_problem(s: Solved, steps: list[str], domain: Domain) -> tuple[str, str] | None:
     "(reason, detail) why these are not the steps of a solution in a domain; None if they are."
-    if not steps:
-        return "no steps", "the domain cuts none"
-    for k, step in enumerate(steps, 1):
-        if not step.strip():
-            return "empty step", f"step {k}"
-        if labels_in(step, 0, domain.label):
-            return "label inside a step", f"step {k}: {step[:80]!r}"
+    wrong = _form_problem(steps, domain.label)
+    if wrong:
+        return wrong
     want, got = (
         "".join(text.split()) for text in (unlabelled(s.solution, domain.label), "".join(steps))
     )
