@@ -8,6 +8,7 @@ __all__ = [
     "child_main",
     "JobError",
     "Place",
+    "Group",
     "stop_jobs",
     "run_job",
     "rank_main",
@@ -36,6 +37,7 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO
 
+from .engines.forkserver import ForkServer
 from .files import disk_full, saving_to, sync_rows, write_whole
 from .records import InputError
 
@@ -167,6 +169,15 @@ class Place:
     first: str = ""  # "module:function" that one process calls before the others are started
 
 
+@dataclass(frozen=True)
+class Group:
+    "What the jobs of a run have in common."
+
+    keep_open: tuple[int, ...] = ()  # file descriptors that the children keep, such as a lock's
+    stopped: threading.Event | None = None  # what `stop_jobs` sets
+    server: ForkServer | None = None  # which forks the children whose function it knows
+
+
 # %% ../nbs/13_jobs.ipynb #c032
 def _kill(child):
     "Kill a job and all processes that it started."
@@ -211,17 +222,24 @@ def _entry(name: str) -> list[str]:
     return [sys.executable, "-P", "-c", f"from psr_nb.jobs import {name}; {name}()"]
 
 
-def _started(log, place: Place, keep_open: tuple[int, ...]):
-    "A child process that waits for its job; it prints to the open file `log`."
+def _started(function: str, log, place: Place, group: Group):
+    "A child process that waits for its job, this function; it prints to the open file `log`."
     inherited = {k: v for k, v in os.environ.items() if k not in _OF_OTHERS}
+    inherited["TOKENIZERS_PARALLELISM"] = "false"
+    server = group.server
+    if server and function in server.imports and not place.processes:
+        request = {"entry": "psr_nb.jobs:child_main", "imports": server.imports[function]}
+        request["environment"] = _environment(place)
+        with suppress(OSError):  # it was killed, or the request is too long for it
+            return server.fork(request, log, inherited | _environment(Place()), group.keep_open)
     return subprocess.Popen(
         _entry("child_main"),
-        env={**inherited, "TOKENIZERS_PARALLELISM": "false", **_environment(place)},
+        env=inherited | _environment(place),
         stderr=log,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
-        pass_fds=keep_open,
+        pass_fds=group.keep_open,
     )
 
 
@@ -298,11 +316,8 @@ def _until_gone(pipe, patience: float = 10):
 
 # %% ../nbs/13_jobs.ipynb #c056
 @contextmanager
-def _listening(
-    job: dict, log, place: Place, keep_open: tuple[int, ...], stopped: threading.Event | None
-):
+def _listening(job: dict, child, stopped: threading.Event | None):
     "A child for a job, known to `stop_jobs`; it is gone afterwards, with all processes of the job."
-    child = _started(log, place, keep_open)
     _children[child] = stopped
     try:
         if stopped and stopped.is_set():
@@ -327,21 +342,21 @@ def run_job(
     log: str | Path,  # file for everything the job prints
     progress: Callable[[str, int, int], None] = _nothing,
     place: Place = Place(),
-    keep_open: tuple[int, ...] = (),  # file descriptors the child keeps, such as a lock's
-    stopped: threading.Event | None = None,  # what `stop_jobs` sets
+    group: Group = Group(),
 ):
     """Run a function in a child process, or in several, and return its result (that of the first one).
 
     InputError from the job comes out as it is; JobError if it crashed or was stopped."""
     job = {"function": function, "arguments": arguments}
     with _opened(log) as out, _shared(job, log, place) as job:
-        with _listening(job, out, place, keep_open, stopped) as child:
+        child = _started(function, out, place, group)
+        with _listening(job, child, group.stopped):
             said = _heard(child, job, progress)
-    how = "was stopped" if stopped and stopped.is_set() else _death(child.returncode)
+    how = "was stopped" if group.stopped and group.stopped.is_set() else _death(child.returncode)
     return _end(function, said, log, how)
 
 
-# %% ../nbs/13_jobs.ipynb #c064
+# %% ../nbs/13_jobs.ipynb #c066
 def _there(path: str) -> bool:
     "Is a file there? A file system that does not answer just now is no reason to end a training."
     try:
@@ -360,7 +375,7 @@ def _follow(path: str, parent: int):
     os.killpg(0, signal.SIGKILL)
 
 
-# %% ../nbs/13_jobs.ipynb #c068
+# %% ../nbs/13_jobs.ipynb #c070
 PATIENCE = 5.0  # seconds in which a network file system shows a new file
 
 
@@ -380,7 +395,7 @@ def _job_at(path: str, token: str) -> dict:
         time.sleep(0.2)
 
 
-# %% ../nbs/13_jobs.ipynb #c071
+# %% ../nbs/13_jobs.ipynb #c073
 def rank_main():
     "Entry point of one of several processes of a job: `FILE TOKEN PARENT` are its arguments."
     file, token, parent = sys.argv[1:]
@@ -402,7 +417,7 @@ def rank_main():
     _exit(0 if "result" in said else 1)
 
 
-# %% ../nbs/13_jobs.ipynb #c075
+# %% ../nbs/13_jobs.ipynb #c077
 def _port(token: str) -> int:
     "Where the nodes of a job meet: below the ports that systems give away, another one for every job."
     return 10_000 + int(token, 16) % 20_000
@@ -420,7 +435,7 @@ def _torchrun(job: dict, head: str, here: str, number: str) -> list[str]:
     return [*where, f"--nproc-per-node={place.processes}", "--no-python", *rank]
 
 
-# %% ../nbs/13_jobs.ipynb #c079
+# %% ../nbs/13_jobs.ipynb #c081
 def _first_death(failures: dict) -> dict:
     "Which rank ended in what way, of torchrun's failures by rank: `killed`, or `ended` with a status."
     own = {rank: f.exitcode for rank, f in failures.items() if f.exitcode != -signal.SIGTERM}
@@ -445,7 +460,7 @@ def _ranks(job: dict, *at: str) -> dict:
     return {}
 
 
-# %% ../nbs/13_jobs.ipynb #c083
+# %% ../nbs/13_jobs.ipynb #c085
 def node_main():
     "Entry point of one of several nodes: `FILE TOKEN HEAD [ADDRESS NUMBER]`; Slurm says the last two itself."
     file, token, head, *here = sys.argv[1:]
@@ -465,7 +480,7 @@ def node_main():
     _exit(1 if said else 0)
 
 
-# %% ../nbs/13_jobs.ipynb #c087
+# %% ../nbs/13_jobs.ipynb #c089
 def slurm_hosts(nodes: int) -> list[str]:
     "The first so many nodes of the Slurm allocation. InputError if it has not so many."
     listed = os.environ.get("SLURM_JOB_NODELIST", "")
@@ -495,7 +510,7 @@ def _over_slurm(job: dict, place: Place) -> dict:
     return {"ended": f"srun ended with exit status {code}"} if code else {}
 
 
-# %% ../nbs/13_jobs.ipynb #c091
+# %% ../nbs/13_jobs.ipynb #c093
 def _node_lines(job: dict, head: str, number: int) -> Iterator[bytes | int]:
     "What runs on a node of Ray: a node's process; the lines it says, and its exit status at the end."
     import ray
@@ -529,7 +544,7 @@ def _passed_on(ray, nodes: list, events: int) -> dict:
     return {}
 
 
-# %% ../nbs/13_jobs.ipynb #c095
+# %% ../nbs/13_jobs.ipynb #c097
 def _group(ray, place: Place):
     "A placement group of one bundle on each of several nodes. InputError if the cluster has not so many."
     gpus = ray.cluster_resources().get("GPU", 0)
@@ -567,7 +582,7 @@ def _over_ray(job: dict, place: Place, events: int) -> dict:
     return _passed_on(ray, [node.remote(job, head, i) for i, node in enumerate(nodes)], events)
 
 
-# %% ../nbs/13_jobs.ipynb #c099
+# %% ../nbs/13_jobs.ipynb #c101
 def _launched(job: dict, say: partial) -> dict:
     "Do a job with several processes; what is left to say at its end."
     place = Place(**job["place"])
@@ -587,7 +602,7 @@ def _launched(job: dict, say: partial) -> dict:
         return _crash(e)
 
 
-# %% ../nbs/13_jobs.ipynb #c105
+# %% ../nbs/13_jobs.ipynb #c107
 def progress_bar(unit: str) -> Callable[..., None]:
     "A progress function with a tqdm bar for each thing that it is told of, counted in units."
     from tqdm.auto import tqdm

@@ -30,13 +30,14 @@ from .domains.find import domain_named, located, name_of
 from .dpo import check_device
 from .engine import load_tokenizer
 from .engines.choose import replicas_of, trust_settings
+from .engines.forkserver import ForkServer
 from .engines.prm import kept_format
 from .engines.ray import check_ray
 from .engines.ready import Wanted, check_questions, check_ready
 from .files import locked, model_path, read_jsonl, write_jsonl
 from .folder import Run, Target, open_run
 from .gates import sentence, stops
-from .jobs import Place, run_job, slurm_hosts, stop_jobs
+from .jobs import Group, Place, run_job, slurm_hosts, stop_jobs
 from .mend import mend
 from .prompts import Domain, check_tokenizer
 from .recipe import Recipe, arm_of, load_recipe
@@ -159,13 +160,21 @@ def check_places(r: Recipe):
 
 
 # %% ../nbs/20_run.ipynb #c018
+_LIBRARIES = ("psr_nb.work", "transformers.modeling_utils", "psr_nb.engines.transformers")
+_TRAINERS = ("trl.trainer.sft_trainer", "trl.trainer.dpo_trainer")
+_IMPORTS = {
+    "psr_nb.work:engine_job": _LIBRARIES,
+    "psr_nb.work:agree_job": _LIBRARIES,
+    "psr_nb.work:train_job": _LIBRARIES + _TRAINERS,
+}
+
+
 @dataclass
 class _Work:
-    "A run under way, what its children share, and what stops them all."
+    "A run under way, and what its children share: they hold its lock too."
 
     run: Run
-    lock: int  # file descriptor of the run's lock, which the children hold too
-    stopped: threading.Event
+    group: Group
 
     def child(self, job: str, target: Target, bar: _Bar):
         "Run one job of a target in a child process, or a training in several."
@@ -178,7 +187,7 @@ class _Work:
             bar(what, done, total, f"M{target.n}")
 
         log = self.run.path / "jobs.log"
-        run_job(f"psr_nb.work:{job}", arguments, log, progress, place, (self.lock,), self.stopped)
+        run_job(f"psr_nb.work:{job}", arguments, log, progress, place, self.group)
 
 
 # %% ../nbs/20_run.ipynb #c021
@@ -268,7 +277,7 @@ def _run_arms(work: _Work, bars: dict[str, _Bar]):
             _finish([pool.submit(_run_arm, work, arm, bar, some) for arm, bar in bars.items()], bars)
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
-        stop_jobs(work.stopped)
+        stop_jobs(work.group.stopped)
         raise
 
 
@@ -357,8 +366,8 @@ def run(
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise InputError(f"{path}: not a folder that a run can be written to ({e.strerror})") from e
-    with locked(path, patience=10) as f:
-        work = _Work(open_run(path, recipe), f.fileno(), threading.Event())
+    with locked(path, patience=10) as f, ForkServer(_IMPORTS) as server:
+        work = _Work(open_run(path, recipe), Group((f.fileno(),), threading.Event(), server))
         bars = {arm: _Bar(arm, i, quiet) for i, arm in enumerate(recipe.arms)}
         for damage in mend(work.run):
             warnings.warn(damage, stacklevel=2)

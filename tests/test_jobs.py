@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from test_old_runs import EVAL
 
 import psr_nb.jobs
-from psr_nb.files import clear_parts, locked, read_jsonl, write_whole
+from psr_nb.files import clear_parts, locked, read_jsonl, write_folder, write_whole
 from psr_nb.jobs import JobError, run_job
 from psr_nb.recipe import LONGEST_YAML, load_recipe, recipe_value
 from psr_nb.records import InputError
@@ -106,6 +107,21 @@ def said(code: str, path: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=60).stderr
 
 
+def test_what_is_written_under_another_name_goes_through_no_link(tmp_path):
+    thesis, elsewhere = tmp_path / "thesis.txt", tmp_path / "elsewhere"
+    thesis.write_text("years of work")
+    elsewhere.mkdir()
+    trap = tmp_path / f"m.json.{os.getpid()}.{threading.get_native_id()}.part"
+    trap.symlink_to(thesis)
+    with pytest.raises(InputError, match="m.json: could not write"):
+        write_whole(tmp_path / "m.json", "{}")
+    (tmp_path / "M1.part").symlink_to(elsewhere)
+    with write_folder(tmp_path / "M1") as part:
+        (part / "config.json").write_text("{}")
+    assert thesis.read_text() == "years of work" and not list(elsewhere.iterdir())
+    assert (tmp_path / "M1/config.json").is_file() and not (tmp_path / "M1").is_symlink()
+
+
 def test_a_lock_is_taken_on_a_regular_file_only(tmp_path):
     kept = tmp_path / "thesis.txt"
     kept.write_text("years of work")
@@ -132,7 +148,7 @@ def test_a_link_that_comes_in_between_is_not_followed_either(tmp_path, monkeypat
 
 @pytest.mark.parametrize("size", [1, 10**6])  # within a pipe's buffer, and beyond it
 def test_a_child_that_dies_before_it_reads_its_job_is_a_failed_job(tmp_path, monkeypatch, size):
-    def died(log, threads, keep_open):
+    def died(function, log, *_):
         command = [sys.executable, "-c", "raise SystemExit(3)"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
         child = subprocess.Popen(command, start_new_session=True, **pipes)

@@ -46,7 +46,7 @@ from ..engine import Engine, EngineSettings, fingerprint, seed_of
 from ..engines.choose import open_engine
 from ..files import append_jsonl, locked, model_path, read_jsonl, same_settings
 from ..folder import Run, open_run
-from ..jobs import run_job
+from ..jobs import Group, run_job
 from ..judge import JudgeSetup, judged, judged_with
 from ..recipe import arm_of
 from ..records import InputError, Judgement, Step, Trajectory, as_row, as_settings
@@ -265,7 +265,7 @@ def child_job(
         {"opened": opened | {"engine": engine or {}}} | arguments,
         run.path / "jobs.log",
         progress,
-        stopped=stopped,
+        group=Group(stopped=stopped),
     )
 
 

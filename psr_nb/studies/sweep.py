@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "MOST_RUNS",
     "SWEEP",
     "ASIDE",
     "LATER",
@@ -17,6 +18,7 @@ __all__ = [
     "cell_name",
     "Member",
     "Sweep",
+    "runs_of",
     "sweep_command",
     "is_sweep",
     "read_sweep",
@@ -46,6 +48,7 @@ __all__ = [
 import hashlib
 import itertools
 import json
+import math
 import os
 import queue
 import re
@@ -73,7 +76,7 @@ from psr_nb.recipe import (
 from ..files import MANIFEST, folder_fault, locked, write_folder, write_whole
 from ..folder import Run, Target, open_run, plan
 from ..health import health_of_search
-from ..jobs import JobError, Place, run_job, stop_jobs
+from ..jobs import Group, JobError, Place, run_job, stop_jobs
 from ..records import SCHEMA, InputError, json_file
 from ..run import check_machine, run, visible_gpus
 from ..work import domain_folder
@@ -180,6 +183,19 @@ class Sweep:
 
 
 # %% ../../nbs/studies/sweep.ipynb #c025
+MOST_RUNS = 1000
+
+
+def runs_of(sweep: Sweep) -> int:
+    "How many runs a sweep has. InputError for none, or for more than `MOST_RUNS`."
+    count = len(sweep.seeds) * math.prod(map(len, sweep.over.values()))
+    if not 1 <= count <= MOST_RUNS:
+        way = "take fewer values or seeds" if count else "give each setting a value, and a seed"
+        raise InputError(f"a sweep has 1 to {MOST_RUNS:,} runs, and this one {count:,}; {way}")
+    return count
+
+
+# %% ../../nbs/studies/sweep.ipynb #c028
 def sweep_command(sweep: Sweep) -> str:
     "The command that makes a sweep, without its folder."
     first, last = sweep.seeds[0], sweep.seeds[-1]
@@ -194,7 +210,7 @@ def sweep_command(sweep: Sweep) -> str:
     return shlex.join(words)
 
 
-# %% ../../nbs/studies/sweep.ipynb #c029
+# %% ../../nbs/studies/sweep.ipynb #c032
 SWEEP = "sweep.json"
 
 
@@ -208,7 +224,7 @@ def is_sweep(path: str | Path) -> bool:
     return (Path(path) / SWEEP).is_file()
 
 
-# %% ../../nbs/studies/sweep.ipynb #c032
+# %% ../../nbs/studies/sweep.ipynb #c035
 def read_sweep(path: str | Path) -> Sweep:
     "The sweep of a folder. InputError if there is none."
     file = Path(path) / SWEEP
@@ -217,7 +233,7 @@ def read_sweep(path: str | Path) -> Sweep:
     row = json_file(file)
     try:
         if row["schema"] != SCHEMA:
-            raise InputError(f"{file}: schema {row['schema']!r}, where this version reads {SCHEMA}")
+            raise InputError(f"schema {row['schema']!r}, where this version reads {SCHEMA}")
         over, settings = dict(row["over"]), dict(row["set"])
         lists = isinstance(row["recipe"], str) and all(isinstance(v, list) for v in over.values())
         if not lists or not all(type(seed) is int for seed in row["seeds"]):
@@ -225,7 +241,10 @@ def read_sweep(path: str | Path) -> Sweep:
                 "recipe is no text, seeds are no whole numbers, or values of over are no lists"
             )
         found = Sweep(row["recipe"], Path(path), over, list(row["seeds"]), settings)
+        runs_of(found)
         names = [m.name for m in found.members]
+    except InputError as e:
+        raise InputError(f"{file}: {e}") from e
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise InputError(f"{file}: not a sweep of this layout ({type(e).__name__}: {e})") from e
     if len(set(names)) < len(names):
@@ -233,7 +252,7 @@ def read_sweep(path: str | Path) -> Sweep:
     return found
 
 
-# %% ../../nbs/studies/sweep.ipynb #c037
+# %% ../../nbs/studies/sweep.ipynb #c040
 def _told(s: Sweep) -> str:
     "What a sweep compares, in a few words; not how far it goes nor where, which may change."
     kept = {}
@@ -254,9 +273,10 @@ def grown(there: Sweep, here: Sweep) -> Sweep:
     return Sweep(here.recipe, there.path, over, _joined(there.seeds, here.seeds), here.set)
 
 
-# %% ../../nbs/studies/sweep.ipynb #c042
+# %% ../../nbs/studies/sweep.ipynb #c045
 def recipes_of(sweep: Sweep) -> dict[str, Recipe]:
-    "Name of each run -> its recipe. InputError for bad settings, or if two runs would be the same."
+    "Name of each run -> its recipe. InputError for bad settings, too many, or two that would be the same."
+    runs_of(sweep)
     found = {m.name: sweep.recipe_of(m) for m in sweep.members}
     names = {}
     for name, recipe in found.items():
@@ -283,7 +303,7 @@ def joined_sweep(sweep: Sweep) -> Sweep:
     return sweep
 
 
-# %% ../../nbs/studies/sweep.ipynb #c044
+# %% ../../nbs/studies/sweep.ipynb #c047
 def keep_sweep(sweep: Sweep) -> Sweep:
     "Write what a folder's sweep is, with the runs that it had before, and give that; see `joined_sweep`."
     sweep = joined_sweep(sweep)
@@ -293,7 +313,7 @@ def keep_sweep(sweep: Sweep) -> Sweep:
     return sweep
 
 
-# %% ../../nbs/studies/sweep.ipynb #c048
+# %% ../../nbs/studies/sweep.ipynb #c051
 ASIDE = (
     "name",
     "about",
@@ -317,7 +337,7 @@ def hashes(of: Run) -> dict[str, str]:
     return {Path(name).stem: row["sha256"] for name, row in files.items()}
 
 
-# %% ../../nbs/studies/sweep.ipynb #c052
+# %% ../../nbs/studies/sweep.ipynb #c055
 Stage = tuple[str, int, str]  # arm, number of the model, "model", "figures" or "search"
 
 
@@ -336,7 +356,7 @@ def _training(r: dict, data: dict) -> str:
     return _key(rows, {name: value for name, value in r.items() if name not in ASIDE + LATER})
 
 
-# %% ../../nbs/studies/sweep.ipynb #c056
+# %% ../../nbs/studies/sweep.ipynb #c059
 def stages(of: Run) -> dict[Stage, str]:
     "Every stage of a run in the order in which they are made, with its key. The run's data must be there."
     r, data = without_machine(asdict(of.recipe)), hashes(of)
@@ -364,7 +384,7 @@ def in_common(one: dict[Stage, str], other: dict[Stage, str]) -> list[Stage]:
     return [stage for stage, key in one.items() if other.get(stage) == key]
 
 
-# %% ../../nbs/studies/sweep.ipynb #c062
+# %% ../../nbs/studies/sweep.ipynb #c065
 def stage_done(of: Run, stage: Stage) -> bool:
     "Has a run finished a stage?"
     arm, n, what = stage
@@ -378,7 +398,7 @@ def stage_done(of: Run, stage: Stage) -> bool:
     return found.is_file() and found.read_bytes().count(b"\n") >= of.recipe.questions[n - 2]
 
 
-# %% ../../nbs/studies/sweep.ipynb #c065
+# %% ../../nbs/studies/sweep.ipynb #c068
 _FILES = {
     "model": ["agreement.jsonl", "pairs.jsonl", "texts.jsonl"],
     "search": ["health.json", "live.jsonl", "trajectories.jsonl"],
@@ -409,7 +429,7 @@ def take(source: Run, to: Run, stage: Stage):
             shutil.copytree(there / "model", part, copy_function=_link, dirs_exist_ok=True)
 
 
-# %% ../../nbs/studies/sweep.ipynb #c068
+# %% ../../nbs/studies/sweep.ipynb #c071
 def _record(to: Run, taken: dict[Stage, str]):
     "Keep where stages of a run were taken from: stage -> name of the run in the sweep."
     file = to.path / "shared.json"
@@ -433,7 +453,7 @@ def take_all(to: Run, keys: dict[Stage, str], others: dict[str, tuple[Run, dict[
     return taken
 
 
-# %% ../../nbs/studies/sweep.ipynb #c072
+# %% ../../nbs/studies/sweep.ipynb #c075
 @dataclass
 class Entry:
     "A run of a sweep, and what its stages depend on."
@@ -460,7 +480,7 @@ def startable(entries: list[Entry], begun: set[int]) -> int | None:
     return None
 
 
-# %% ../../nbs/studies/sweep.ipynb #c076
+# %% ../../nbs/studies/sweep.ipynb #c079
 def _dealt(things: list, parts: int) -> list[list]:
     "A list in so many neighbouring parts; parts without a thing of their own get one that others have too."
     each = len(things) // parts
@@ -478,7 +498,7 @@ def places(parallel: int) -> list[tuple[list[int], Place]]:
     return [(own, Place(gpus=gpu)) for own, gpu in zip(_dealt(cores, parallel), gpus, strict=True)]
 
 
-# %% ../../nbs/studies/sweep.ipynb #c080
+# %% ../../nbs/studies/sweep.ipynb #c083
 def sweep_job(
     progress: Callable[[str, int, int], None],
     recipe: dict,
@@ -501,10 +521,10 @@ def _run_one(entry: Entry, place: tuple[list[int], Place], stopped: threading.Ev
     arguments = {"recipe": asdict(r), "path": str(entry.run.path), "cores": cores}
     arguments["domain_from"] = domain_folder(r.domain)
     log = entry.run.path / "jobs.log"
-    run_job("psr_nb.studies.sweep:sweep_job", arguments, log, place=where, stopped=stopped)
+    run_job("psr_nb.studies.sweep:sweep_job", arguments, log, place=where, group=Group(stopped=stopped))
 
 
-# %% ../../nbs/studies/sweep.ipynb #c084
+# %% ../../nbs/studies/sweep.ipynb #c087
 FAILED = "failed.json"
 
 
@@ -521,7 +541,7 @@ def no_record(failed: dict[str, str]):
     "Keep nothing."
 
 
-# %% ../../nbs/studies/sweep.ipynb #c086
+# %% ../../nbs/studies/sweep.ipynb #c089
 @dataclass
 class Going:
     "The runs of a sweep under way."
@@ -552,7 +572,7 @@ class Going:
         self.tell(entry, wrong, time.time() - began)
 
 
-# %% ../../nbs/studies/sweep.ipynb #c090
+# %% ../../nbs/studies/sweep.ipynb #c093
 def _all_done(going: Going, pool: ThreadPoolExecutor, parallel: int):
     "Start every run as soon as it can, `parallel` at a time, and wait for all."
     begun, todo = set(), set()
@@ -580,7 +600,7 @@ def go_through(going: Going, where: list, stopped: threading.Event):
     pool.shutdown()
 
 
-# %% ../../nbs/studies/sweep.ipynb #c094
+# %% ../../nbs/studies/sweep.ipynb #c097
 def check_sweep(sweep: Sweep):
     """Can every run of a sweep that has not begun be made here? Nothing is written.
 
@@ -622,7 +642,7 @@ def _entries(sweep: Sweep) -> tuple[list[Entry], dict[str, str]]:
     return entries, failed
 
 
-# %% ../../nbs/studies/sweep.ipynb #c097
+# %% ../../nbs/studies/sweep.ipynb #c100
 def _counted(total: int, quiet: bool) -> Callable:
     "What counts the runs that are over: a bar on a terminal or in a notebook, lines elsewhere."
     from tqdm.auto import tqdm
@@ -642,7 +662,7 @@ def _counted(total: int, quiet: bool) -> Callable:
     return tell
 
 
-# %% ../../nbs/studies/sweep.ipynb #c099
+# %% ../../nbs/studies/sweep.ipynb #c102
 def run_sweep(sweep: Sweep, parallel: int = 1, quiet: bool = False) -> Sweep:
     """Run a sweep in its folder, `parallel` runs at a time, or continue it there.
 
