@@ -5,6 +5,7 @@
 # %% auto #0
 __all__ = [
     "MANIFEST",
+    "MOST_HASHED",
     "iter_jsonl",
     "read_jsonl",
     "sync_folder",
@@ -25,6 +26,8 @@ __all__ = [
     "write_folder",
     "manifest_faults",
     "folder_fault",
+    "refuse_damaged",
+    "lock_file",
     "locked",
     "same_settings",
     "packaged",
@@ -36,6 +39,7 @@ import atexit
 import dataclasses
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -50,7 +54,16 @@ from collections.abc import Iterable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .records import SCHEMA, InputError, as_record, as_row, json_file, refuse_irregular, why_unread
+from psr_nb.records import (
+    SCHEMA,
+    InputError,
+    as_record,
+    as_row,
+    json_file,
+    reading,
+    refuse_irregular,
+    why_unread,
+)
 
 
 # %% ../nbs/01_files.ipynb #c006
@@ -62,27 +75,36 @@ def _loads(line: bytes, where: str):
         raise InputError(f"{where}: {why_unread(e)}; each line must be one JSON object") from None
 
 
+def _lines(path: str | Path):
+    "Yield the lines of a regular file. InputError, which names it, for one that can't be opened or read."
+    refuse_irregular(path)
+    try:
+        with open(path, "rb") as f:
+            yield from f
+    except OSError as e:
+        raise InputError(f"{path}: {why_unread(e)}") from e
+
+
+# %% ../nbs/01_files.ipynb #c009
 def iter_jsonl(path: str | Path):
     """Yield (`path:row`, object) for every complete line; rows count from 1.
 
     A torn last line is left out with a warning. InputError for any other line that is not JSON."""
-    refuse_irregular(path)
-    with open(path, "rb") as f:
-        for n, line in enumerate(f, 1):
-            where = f"{path}:{n}"
-            if not line.strip():
-                continue
-            try:
-                row = _loads(line, where)
-            except InputError:
-                if line.endswith(b"\n"):
-                    raise
-                warnings.warn(f"{where}: the last line is torn and was left out", stacklevel=2)
-                return
-            yield where, row
+    for n, line in enumerate(_lines(path), 1):
+        where = f"{path}:{n}"
+        if not line.strip():
+            continue
+        try:
+            row = _loads(line, where)
+        except InputError:
+            if line.endswith(b"\n"):
+                raise
+            warnings.warn(f"{where}: the last line is torn and was left out", stacklevel=2)
+            return
+        yield where, row
 
 
-# %% ../nbs/01_files.ipynb #c008
+# %% ../nbs/01_files.ipynb #c011
 def read_jsonl(path: str | Path, cls=None) -> list:
     """All rows of a JSONL file, as `cls` records or plain objects.
 
@@ -90,7 +112,7 @@ def read_jsonl(path: str | Path, cls=None) -> list:
     return [as_record(cls, row, where) if cls else row for where, row in iter_jsonl(path)]
 
 
-# %% ../nbs/01_files.ipynb #c011
+# %% ../nbs/01_files.ipynb #c014
 def _cut_torn_line(f) -> int:
     "Truncate the open binary file `f` after its last newline; its length then, in bytes."
     end = f.seek(0, os.SEEK_END)
@@ -112,7 +134,7 @@ def _line(row) -> str:
     return json.dumps(as_row(row) if dataclasses.is_dataclass(row) else row, ensure_ascii=False) + "\n"
 
 
-# %% ../nbs/01_files.ipynb #c014
+# %% ../nbs/01_files.ipynb #c017
 def _sync(fd: int):
     "Wait until an open file or folder is on the disk."
     try:
@@ -131,7 +153,7 @@ def sync_folder(path: str | Path):
         os.close(fd)
 
 
-# %% ../nbs/01_files.ipynb #c017
+# %% ../nbs/01_files.ipynb #c020
 def make_folder(path: str | Path):
     "Make a folder, and its parents, so that it is still there after a power cut."
     path = Path(path)
@@ -141,7 +163,7 @@ def make_folder(path: str | Path):
         sync_folder(d.parent)
 
 
-# %% ../nbs/01_files.ipynb #c021
+# %% ../nbs/01_files.ipynb #c024
 _EVERY_ROWS, _EVERY_SECONDS = 32, 1.0
 _appended = {}  # file -> (rows that are not synced yet, when it was last synced)
 
@@ -170,7 +192,7 @@ def sync_rows():
                     _sync(f.fileno())
 
 
-# %% ../nbs/01_files.ipynb #c025
+# %% ../nbs/01_files.ipynb #c028
 _FULL = ("No space left", "File too large", "Disk quota", "PytorchStreamWriter", "unexpected pos")
 
 
@@ -199,7 +221,7 @@ def saving_to(where: str | Path, kept: str = ""):
         raise InputError(f"{where}: could not write ({said}){kept}; {what_to_do}") from e
 
 
-# %% ../nbs/01_files.ipynb #c029
+# %% ../nbs/01_files.ipynb #c032
 def append_jsonl(path: str | Path, rows):
     """Append records or plain objects, all or none of them.
 
@@ -222,15 +244,16 @@ def append_jsonl(path: str | Path, rows):
                 raise
 
 
-# %% ../nbs/01_files.ipynb #c035
+# %% ../nbs/01_files.ipynb #c038
 def torn_bytes(path: str | Path) -> int:
-    "Bytes at the end of a file of rows that are not whole lines, or come after a zero byte."
+    """Bytes at the end of a file of rows that are not whole lines, or come after a zero byte.
+
+    InputError for what is no regular file: to open a pipe would wait for its other end."""
     whole = 0
-    with open(path, "rb") as f:
-        for line in f:
-            if b"\0" in line or not line.endswith(b"\n"):
-                break
-            whole += len(line)
+    for line in _lines(path):
+        if b"\0" in line or not line.endswith(b"\n"):
+            break
+        whole += len(line)
     return os.path.getsize(path) - whole
 
 
@@ -244,7 +267,7 @@ def cut_torn(path: str | Path) -> int:
     return torn
 
 
-# %% ../nbs/01_files.ipynb #c038
+# %% ../nbs/01_files.ipynb #c042
 def begun_file(path: str | Path) -> bool:
     """Is there a file of rows already, which is about to be continued?
 
@@ -263,7 +286,7 @@ def continued_jsonl(path: str | Path, cls=None) -> list:
     return read_jsonl(path, cls) if begun_file(path) else []
 
 
-# %% ../nbs/01_files.ipynb #c042
+# %% ../nbs/01_files.ipynb #c046
 class IndexedRows(Mapping):
     """Id -> row of a JSONL file, as a record of `cls` that is read when it is asked for.
 
@@ -275,17 +298,15 @@ class IndexedRows(Mapping):
         cls,
         key: str,  # the field that is the id
     ):
-        refuse_irregular(path)
         self.path, self.cls, self.key = Path(path), cls, key
         self.first = re.compile(rb'\{"%s": ("(?:[^"\\]|\\.)*"),' % key.encode())
         self.begins = {}  # id -> the byte at which its row begins
         at = 0
-        with open(path, "rb") as f:
-            for n, line in enumerate(f, 1):
-                id = self._id(line, n)
-                if id is not None:
-                    self.begins[id] = at
-                at += len(line)
+        for n, line in enumerate(_lines(path), 1):
+            id = self._id(line, n)
+            if id is not None:
+                self.begins[id] = at
+            at += len(line)
 
     def _id(self, line: bytes, n: int) -> str | None:
         "The id of the n-th line, None for one that is blank or torn."
@@ -328,7 +349,13 @@ class IndexedRows(Mapping):
         return len(self.begins)
 
 
-# %% ../nbs/01_files.ipynb #c048
+# %% ../nbs/01_files.ipynb #c052
+def _no_link(path: str, flags: int) -> int:
+    "Open a file as `open` does, but neither through a link nor waiting for the other end of a pipe."
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+
+# %% ../nbs/01_files.ipynb #c054
 def _write_pieces(path: str | Path, pieces: Iterable[str]):
     "Write pieces of text as a whole file; what they are made of need not fit into memory."
     with saving_to(path):
@@ -338,7 +365,7 @@ def _write_pieces(path: str | Path, pieces: Iterable[str]):
         part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_native_id()}.part")
         try:
             make_folder(path.parent)
-            with open(part, "w", encoding="utf-8", errors="surrogatepass") as f:
+            with open(part, "w", encoding="utf-8", errors="surrogatepass", opener=_no_link) as f:
                 f.writelines(pieces)
                 f.flush()
                 _sync(f.fileno())
@@ -357,7 +384,7 @@ def write_whole(path: str | Path, text: str):
     _write_pieces(path, [text])
 
 
-# %% ../nbs/01_files.ipynb #c054
+# %% ../nbs/01_files.ipynb #c060
 def _alive(pid: str) -> bool:
     "Is there a process with this number?"
     try:
@@ -387,7 +414,7 @@ def clear_parts(folder: str | Path):
                 part.unlink(missing_ok=True)
 
 
-# %% ../nbs/01_files.ipynb #c057
+# %% ../nbs/01_files.ipynb #c063
 def write_jsonl(path: str | Path, rows):
     """Write records or plain objects, one after the other, as a whole JSONL file.
 
@@ -395,7 +422,7 @@ def write_jsonl(path: str | Path, rows):
     _write_pieces(path, map(_line, rows))
 
 
-# %% ../nbs/01_files.ipynb #c063
+# %% ../nbs/01_files.ipynb #c069
 MANIFEST = "manifest.json"
 
 
@@ -423,7 +450,7 @@ def seal(folder: str | Path, names: list[str] | None = None, hashed: bool = True
     return manifest
 
 
-# %% ../nbs/01_files.ipynb #c067
+# %% ../nbs/01_files.ipynb #c073
 @contextmanager
 def write_folder(path: str | Path):
     """Give a folder to write into; it becomes `path` in one move, when all in it is on the disk.
@@ -432,6 +459,8 @@ def write_folder(path: str | Path):
     path = Path(path)
     part = path.with_name(path.name + ".part")
     with saving_to(path):
+        if part.is_symlink():
+            part.unlink()
         shutil.rmtree(part, ignore_errors=True)
         make_folder(part)
         yield part
@@ -440,19 +469,32 @@ def write_folder(path: str | Path):
         sync_folder(path.parent)
 
 
-# %% ../nbs/01_files.ipynb #c071
-def _stamp_fault(file: Path, kept: dict) -> str:
+# %% ../nbs/01_files.ipynb #c077
+@functools.lru_cache(4096)
+def _sha256(file: Path, size: int, changed: int) -> str:
+    "SHA-256 of a file, taken once for its size and time."
+    with open(file, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _stamp_fault(
+    file: Path,
+    kept: dict,
+    hashed: bool | None = None,  # is its hash taken? None: only if its time is another one
+) -> str:
     "What is wrong with a file of a manifest, '' if nothing."
     now = file.stat()
     if now.st_size != kept["bytes"]:
         return f"has {now.st_size} bytes of {kept['bytes']}"
-    if now.st_mtime_ns == kept["changed"] or not kept["sha256"]:
+    if hashed is None:
+        hashed = now.st_mtime_ns != kept["changed"]
+    if not hashed or not kept["sha256"]:
         return ""
-    with open(file, "rb") as f:
-        same = hashlib.file_digest(f, "sha256").hexdigest() == kept["sha256"]
+    same = _sha256(file, now.st_size, now.st_mtime_ns) == kept["sha256"]
     return "" if same else "is not what was written"
 
 
+# %% ../nbs/01_files.ipynb #c079
 def _weights_fault(file: Path) -> str:
     "What is wrong with a safetensors file: 8 bytes of header length, the header with offsets, the tensors."
     with open(file, "rb") as f:
@@ -468,7 +510,7 @@ def _weights_fault(file: Path) -> str:
     return "" if size == whole else f"has {size} bytes of {whole}"
 
 
-# %% ../nbs/01_files.ipynb #c075
+# %% ../nbs/01_files.ipynb #c083
 def _content_fault(file: Path) -> str:
     "What is wrong with a file of which nothing is known but its name, '' if nothing."
     if not file.suffix:
@@ -488,7 +530,7 @@ def _content_fault(file: Path) -> str:
     return "is torn" if torn else ""
 
 
-# %% ../nbs/01_files.ipynb #c078
+# %% ../nbs/01_files.ipynb #c086
 def manifest_faults(folder: Path) -> tuple[list[str], dict[str, str]]:
     "(files that are missing, what is wrong with the others). InputError for a damaged manifest."
     try:
@@ -519,22 +561,50 @@ def folder_fault(folder: str | Path, may_miss: bool = False) -> str:
     return next((f"{name} {fault}" for name, fault in faults.items() if fault), "")
 
 
-# %% ../nbs/01_files.ipynb #c082
-def _no_link(path: str, flags: int) -> int:
-    "Open a file as `open` does, but neither through a link nor waiting for the other end of a pipe."
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+# %% ../nbs/01_files.ipynb #c090
+MOST_HASHED = 4 << 30  # bytes of a model that is hashed when it is loaded
 
 
-def _lock_file(folder: str | Path):
-    "The open lock file of a folder. InputError for anything but a regular file under its name."
-    path = Path(folder) / ".lock"
+def _sealed(folder: Path) -> dict[str, dict]:
+    "Name -> bytes, time and hash of what a folder's manifest lists; nothing without one, or with another's."
+    path = folder / MANIFEST
+    row = json_file(path) if path.exists() else None
+    ours = isinstance(row, dict) and row.get("schema") == SCHEMA and isinstance(row.get("files"), dict)
+    return row["files"] if ours else {}
+
+
+def refuse_damaged(
+    folder: str | Path,
+    whole: bool = False,  # hash every file, whatever its time and size
+) -> dict[str, dict]:
+    "What a model's manifest lists, {} without one. InputError for a file that is not what was written."
+    folder = Path(folder)
+    known = _sealed(folder)
+    with reading(folder / MANIFEST):
+        few = sum(kept["bytes"] for kept in known.values()) <= MOST_HASHED
+        for name, kept in known.items():
+            file, hashed = folder / name, whole or (None if few else False)
+            if name.endswith(".md"):
+                continue
+            fault = _stamp_fault(file, kept, hashed) if file.is_file() else "is missing"
+            if fault:
+                way = f"copy the model again, or remove {MANIFEST} if this was meant"
+                raise InputError(f"{file} {fault}; {way}")
+    return known
+
+
+# %% ../nbs/01_files.ipynb #c094
+def lock_file(path: str | Path):
+    "The open lock file of this name, made if it isn't there. InputError for anything but a regular file."
     if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
-        said = "a link, a pipe or a folder, where the lock of this folder belongs; remove it"
-        raise InputError(f"{path}: {said}")
-    return open(path, "a+", opener=_no_link)
+        raise InputError(
+            f"{path}: a link, a pipe or a folder, where the lock of this folder belongs; remove it"
+        )
+    with saving_to(path):
+        return open(path, "a+", opener=_no_link)
 
 
-# %% ../nbs/01_files.ipynb #c085
+# %% ../nbs/01_files.ipynb #c097
 def _taken(f) -> bool:
     "Take the lock on an open file, unless another process has it."
     try:
@@ -554,7 +624,7 @@ def locked(path: str | Path, patience: float = 2.0):
     InputError, with who is at work there, after so many seconds: the child of a killed process ends late."""
     with saving_to(path):
         make_folder(path)
-        f = _lock_file(path)
+    f = lock_file(Path(path) / ".lock")
     until = time.monotonic() + patience
     while not _taken(f):
         if time.monotonic() > until:
@@ -571,7 +641,7 @@ def locked(path: str | Path, patience: float = 2.0):
     return f
 
 
-# %% ../nbs/01_files.ipynb #c089
+# %% ../nbs/01_files.ipynb #c101
 def _flat(settings: dict, prefix: str = "") -> dict[str, str]:
     "Dotted name -> value, as text, of nested settings."
     out = {}
@@ -601,7 +671,7 @@ def same_settings(folder: str | Path, kept: dict) -> None:
         write_whole(path, json.dumps(kept, indent=1))
 
 
-# %% ../nbs/01_files.ipynb #c093
+# %% ../nbs/01_files.ipynb #c105
 def packaged(name: str = "") -> Path:
     """Path of a file or folder that ships with psr_nb, in an installed wheel as in a clone.
 

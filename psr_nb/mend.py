@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from .files import MANIFEST, clear_parts, cut_torn, folder_fault, saving_to, seal, torn_bytes
-from .folder import Run, Target, rows_in
+from .folder import Run, Target, figures_fault
 from .health import is_measured, kept_health
 from .recipe import arm_of
 from .records import InputError, json_file
@@ -46,17 +46,16 @@ def _model_fault(target: Target) -> str:
 
 
 # %% ../nbs/19_mend.ipynb #c010
-def _metrics_fault(folder: Path) -> str:
+def _metrics_fault(target: Target) -> str:
     "What is wrong with a model's metrics.json, '' if nothing or if it is not there."
-    metrics, rows = folder / "metrics.json", folder / "evaluation.jsonl"
+    metrics = target.folder / "metrics.json"
     if not metrics.exists():
         return ""
     try:
-        n = int(json_file(metrics)["n"])
+        int(json_file(metrics)["n"])
     except (InputError, KeyError, TypeError, ValueError, OverflowError):
         return "is damaged"
-    there = rows_in(rows) if rows.exists() else n
-    return f"is of {n} problems, not of {there}" if there < n else ""
+    return figures_fault(target)
 
 
 # %% ../nbs/19_mend.ipynb #c011
@@ -74,7 +73,7 @@ def _damaged(target: Target) -> dict[Path, str]:
     folder = target.folder
     pairs = folder / "pairs.jsonl"
     torn = pairs.exists() and (torn_bytes(pairs) or not pairs.stat().st_size)
-    found = {folder / "model": _model_fault(target), folder / "metrics.json": _metrics_fault(folder)}
+    found = {folder / "model": _model_fault(target), folder / "metrics.json": _metrics_fault(target)}
     found[folder / "health.json"] = _health_fault(target)
     return {path: fault for path, fault in (found | {pairs: "is torn" if torn else ""}).items() if fault}
 

@@ -22,7 +22,9 @@ __all__ = [
     "yaml_value",
     "recipes",
     "recipe_value",
+    "recipe_row",
     "load_recipe",
+    "unimported",
     "recipe_schema",
 ]
 
@@ -48,7 +50,7 @@ from psr_nb.records import (
     settings,
 )
 
-from .domains.find import domain_named, located
+from .domains.find import domain_named, is_own, located
 from .dpo import DPOSettings
 from .engine import EngineSettings
 from .evaluate import EvalSettings, Solving, refuse_unreadable
@@ -271,7 +273,16 @@ def _refuse_together(r: Recipe):
         raise InputError(f"pairs.judges_agree: {said}; leave one of them out")
 
 
-# %% ../nbs/12_recipe.ipynb #c037
+# %% ../nbs/12_recipe.ipynb #c038
+def _refuse_name(name: str):
+    "InputError for a name that can't be that of a run's folder below `runs`."
+    inside = not os.path.isabs(name) and ".." not in Path(name).parts and Path(name).parts
+    if not inside or not name.isprintable():
+        way = "take one without `..`, that is printable and does not begin with `/`"
+        raise InputError(f"name: a run's folder can't be called {name!r}; {way}")
+
+
+# %% ../nbs/12_recipe.ipynb #c040
 MOST_ITERATIONS = 1000
 
 
@@ -294,10 +305,7 @@ def as_recipe(row: dict) -> Recipe:
     if isinstance(row, dict) and "arms" in row:
         row = row | {"arms": _arm_texts(row["arms"])}
     r = as_settings(Recipe, row)
-    if not r.name.isprintable():
-        raise InputError(
-            f"name: a run's folder can't be called {r.name!r}; leave out what can't be printed"
-        )
+    _refuse_name(r.name)
     if not 1 <= len(r.questions) <= MOST_ITERATIONS:
         raise InputError(f"questions: 1 to {MOST_ITERATIONS} iterations, not {len(r.questions)}")
     r = replace(r, domain=located(r.domain))
@@ -311,7 +319,7 @@ def as_recipe(row: dict) -> Recipe:
     return r
 
 
-# %% ../nbs/12_recipe.ipynb #c042
+# %% ../nbs/12_recipe.ipynb #c045
 OF_THE_MACHINE = (
     "parallel",
     *(f"hardware.{name}" for name in ("gpus", "nodes", "shard")),
@@ -345,7 +353,7 @@ def without_machine(row: dict, prefix: str = "") -> dict:
     return out
 
 
-# %% ../nbs/12_recipe.ipynb #c048
+# %% ../nbs/12_recipe.ipynb #c051
 LONGEST_YAML = 50_000  # characters of a text, and of what it stands for with its references written out
 
 
@@ -366,7 +374,7 @@ def _written_out(node, sizes: dict[int, float]) -> float:
     return sizes[key]
 
 
-# %% ../nbs/12_recipe.ipynb #c052
+# %% ../nbs/12_recipe.ipynb #c055
 def _refuse_twice(node, where: str):
     "InputError for a key that a YAML mapping has twice, at any depth of a node without circles."
     seen = set()
@@ -381,7 +389,7 @@ def _refuse_twice(node, where: str):
         _refuse_twice(part, where)
 
 
-# %% ../nbs/12_recipe.ipynb #c055
+# %% ../nbs/12_recipe.ipynb #c058
 def yaml_value(text: str | bytes, where: str):
     "The plain value of some YAML. InputError, beginning with `where`, for no YAML or a bomb of references."
     hint = f"it should be at most {LONGEST_YAML:,} characters, with its references written out"
@@ -403,7 +411,7 @@ def yaml_value(text: str | bytes, where: str):
             loader.dispose()
 
 
-# %% ../nbs/12_recipe.ipynb #c061
+# %% ../nbs/12_recipe.ipynb #c064
 def recipes() -> dict[str, Path]:
     "The recipes that ship with psr_nb, by name."
     return {p.stem: p for p in sorted(packaged("recipes").glob("*.yaml"))}
@@ -420,7 +428,7 @@ def _set(row: dict, name: str, value):
     at[last] = value
 
 
-# %% ../nbs/12_recipe.ipynb #c064
+# %% ../nbs/12_recipe.ipynb #c067
 def recipe_value(path: str | Path):
     "The plain value of a YAML file. InputError, before it is read, for one too large to be a recipe."
     refuse_irregular(path)
@@ -431,10 +439,10 @@ def recipe_value(path: str | Path):
     return yaml_value(input_bytes(path), str(path))
 
 
-def load_recipe(source: str, /, **changes) -> Recipe:
-    """A recipe by name or path; `changes` are dotted settings (`{'search.w': 4}`).
+def recipe_row(source: str, changes: dict | None = None) -> dict:
+    """What a recipe, by name or path, says, with `changes` as dotted settings; nothing is checked yet.
 
-    A domain's file is looked for beside it. InputError where anything is wrong with it."""
+    A domain's file is looked for beside it. InputError where there is no recipe, or no such file."""
     path = recipes().get(source) or Path(source)
     if not os.path.exists(path):  # a name of 10,000 letters is none, where Path.exists raises
         what = f"{source}: no such recipe{nearest(source, recipes())}"
@@ -442,14 +450,30 @@ def load_recipe(source: str, /, **changes) -> Recipe:
     row = recipe_value(path)
     if not isinstance(row, dict):
         raise InputError(f"{path}: expected settings, found {type(row).__name__}")
-    for name, value in changes.items():
+    for name, value in (changes or {}).items():
         _set(row, name, value)
     if isinstance(row.get("domain"), str):
         row["domain"] = located(row["domain"], Path(path).resolve().parent)
-    return as_recipe(row)
+    return row
 
 
-# %% ../nbs/12_recipe.ipynb #c072
+# %% ../nbs/12_recipe.ipynb #c069
+def load_recipe(source: str, /, **changes) -> Recipe:
+    """A recipe by name or path; `changes` are dotted settings (`{'search.w': 4}`).
+
+    A domain's file is looked for beside it. InputError where anything is wrong with it."""
+    return as_recipe(recipe_row(source, changes))
+
+
+def unimported(row: dict) -> Recipe:
+    "As `as_recipe`, but for a domain of somebody's own, which is code: it is not imported, and not checked."
+    domain = row.get("domain")
+    if not isinstance(domain, str) or not is_own(domain):
+        return as_recipe(row)
+    return replace(as_recipe(row | {"domain": "math"}), domain=domain)
+
+
+# %% ../nbs/12_recipe.ipynb #c077
 def _in_json_schema(value):
     "pydantic's names of the bounds of a `Number`, which it leaves as they are, as JSON Schema has them."
     names = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum"}

@@ -14,6 +14,16 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes minutes; run by `make slow`")
 
 
+@pytest.fixture(autouse=True)
+def _the_hub_is_looked_for_anew():
+    "A command that finds no hub notes it in the environment, and no other test may see that."
+    before = os.environ.get("HF_HUB_OFFLINE")
+    yield
+    os.environ.pop("HF_HUB_OFFLINE", None)
+    if before is not None:
+        os.environ["HF_HUB_OFFLINE"] = before
+
+
 @pytest.fixture
 def psr():
     "Run the `psr_nb` command as a user does: `psr('run', 'fast')` gives a finished process."

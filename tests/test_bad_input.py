@@ -16,6 +16,12 @@ from test_fuzz import said
 FAST = ("run", "fast")
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_known_of_the_hub(monkeypatch):
+    "So that a command looks into its recipe for what may be on the hub."
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+
+
 def lines(path, *rows):
     path.write_text("".join(r if isinstance(r, str) else json.dumps(r) + "\n" for r in rows))
     return path
@@ -91,6 +97,11 @@ def refused_here(argv, *words):
         ("name: x\nmodel: y\nparallel: 1000000000000", "parallel: 1000000000000 is more than 1,000"),
         ('name: x\nmodel: y\n"\\e[2J": 1', "\\x1b[2J: no such setting"),
         ("x" * 300_000, "300,000 bytes; a recipe has at most 200,000"),
+        ("a: [" + "1, " * 2_000_000 + "1]", "6,000,006 bytes; a recipe has at most 200,000"),
+        ("name: ../escaped\nmodel: y", "name: a run's folder can't be called '../escaped'"),
+        ("name: a/../../escaped\nmodel: y", "name: a run's folder can't be called"),
+        ("name: /tmp/escaped\nmodel: y", "name: a run's folder can't be called '/tmp/escaped'"),
+        ("name: ''\nmodel: y", "name: a run's folder can't be called ''"),
     ],
 )
 def test_recipe_files(tmp_path, text, word):
@@ -140,6 +151,7 @@ def test_command_lines(tmp_path, monkeypatch, line, word):
     refused_here(line.split(), word)
 
 
+RECIPES = (["plan", "FILE"], ["sweep", "FILE", "--out", "sweep"], ["recipes", "FILE"])
 FILES = (
     ["run", "fast", "--questions", "FILE"],
     ["run", "fast", "--set", "data.eft=FILE"],
@@ -152,7 +164,7 @@ FILES = (
 )
 
 
-@pytest.mark.parametrize("argv", FILES, ids=lambda argv: " ".join(argv[:4]))
+@pytest.mark.parametrize("argv", FILES + RECIPES, ids=lambda argv: " ".join(argv[:4]))
 def test_a_pipe_is_no_file(tmp_path, monkeypatch, argv):
     "Nobody writes into it, and a reader would wait for ever."
     monkeypatch.chdir(tmp_path)
@@ -170,6 +182,34 @@ def test_rows_that_are_none(tmp_path, monkeypatch, argv, text):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "q.jsonl").write_bytes(text.encode("latin-1") + b"\n")
     refused_here([a.replace("FILE", f"{tmp_path}/q.jsonl") for a in argv], "q.jsonl")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="no file here fails to be read")
+def test_a_disk_that_fails_while_a_file_is_read():
+    "The beginning of a process's memory can't be read."
+    refused_here(["grade", "/proc/self/mem"], "/proc/self/mem: could not be read (Input/output error)")
+
+
+def test_a_recipe_is_shown_without_running_its_code(tmp_path):
+    text = "name: theirs\nmodel: m\ndomain: theirs.py:DOMAIN\n"
+    (tmp_path / "r.yaml").write_text(text)
+    (tmp_path / "theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    assert said(["recipes", str(tmp_path / "r.yaml")]) == (0, text, "")
+    (tmp_path / "r.yaml").write_text(text + "search: {w: 1}")
+    refused_here(["recipes", tmp_path / "r.yaml"], "search.w: 1 is less than 2")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["data.questions", "data.test", "data.ift", "data.eft", "data.judge_test", "data.dev"]
+)
+def test_a_mistyped_file_is_told_before_anything_is_loaded(tmp_path, monkeypatch, name):
+    for late in ("psr_nb.studies.plan.check_run", "psr_nb.run.run", "psr_nb.studies.sweep.run_sweep"):
+        monkeypatch.setattr(late, lambda *_: pytest.fail("too late"))
+    mistyped, out = ["--set", f"{name}=none.jsonl"], ["--out", tmp_path / "out"]
+    for command in (FAST, ("sweep", "fast")):
+        refused_here([*command, *mistyped, *out], f"{name}: none.jsonl: no such file")
+    assert not (tmp_path / "out").exists()
 
 
 def test_fields_that_hold_something_else(tmp_path, monkeypatch):

@@ -120,6 +120,33 @@ def test_a_missing_shard_is_named(folder):
     assert "index" in refused(folder)
 
 
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json", "tokenizer.json", f"{WEIGHTS}.index.json"])
+@pytest.mark.parametrize("target", ["../blobs/4f2a", None], ids=["gone", "itself"])
+def test_a_link_that_leads_nowhere_is_named(folder, name, target):
+    "As in the hub's cache when its files were cleared away."
+    if name.endswith("index.json"):
+        (folder / WEIGHTS).unlink()
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(target or name)
+    for run in (load_model, TransformersEngine):
+        said = refused(folder, run)
+        assert said.startswith(str(folder / name)), said
+        assert any(why in said for why in ("No such file", "no such file", "a link to", "levels of")), (
+            said
+        )
+
+
+def test_a_shard_that_is_a_link_to_nowhere_is_named(folder):
+    (folder / "part.safetensors").symlink_to("../blobs/4f2a")
+    (folder / WEIGHTS).unlink()
+    (folder / f"{WEIGHTS}.index.json").write_text('{"weight_map": {"a": "part.safetensors"}}')
+    assert f"{folder / 'part.safetensors'}: a link to ../blobs/4f2a, which is not there" in refused(
+        folder
+    )
+    (folder / f"{WEIGHTS}.index.json").unlink()
+    assert "no weights" in refused(folder)
+
+
 def test_pickled_weights_only_where_they_are_trusted(folder):
     torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
     (folder / WEIGHTS).unlink()
@@ -153,6 +180,58 @@ def test_harmless_leftovers_are_taken(folder):
     tied = load_model(str(folder))
     assert "lm_head.weight" not in load_file(folder / WEIGHTS)
     assert tied.lm_head.weight is tied.model.embed_tokens.weight
+
+
+MATRICES = ("embed_tokens.weight", "q_proj.weight", "gate_proj.weight", "down_proj.weight")
+
+
+@pytest.mark.parametrize("number", [0.0, -0.5])
+@pytest.mark.parametrize("name", [NORM, "model.layers.1.input_layernorm.weight", *MATRICES])
+def test_weights_of_one_number_are_refused_unless_named(folder, name, number):
+    "A norm's may all be one number, but not 0: then nothing comes through."
+    kept = load_file(folder / WEIGHTS)
+    name = next(key for key in kept if key.endswith(name))
+    weights(folder, **{name: torch.full_like(kept[name], number)})
+    if number and "norm" in name:
+        load_model(str(folder))
+        return
+    said = refused(folder)
+    assert f"nothing but one number ({2 if 'embed' in name else 1}): " in said and name in said
+    trust_settings(EngineSettings(other_weights=f"{name} lm_head.weight"))
+    load_model(str(folder))
+
+
+def test_a_file_of_zeros_is_refused(folder):
+    weights(folder, **{k: torch.zeros_like(w) for k, w in load_file(folder / WEIGHTS).items()})
+    assert "weights of LlamaForCausalLM hold nothing but one number" in refused(folder)
+
+
+def test_zeros_that_are_meant_are_taken(folder):
+    "Gemma stores how far a norm's weights are from 1; a router of zeros sends to all alike."
+    made = tiny_model(tiny_config("gemma2"))
+    assert not made.model.norm.weight.any()
+    load._check_alive("it", made, Trust())
+    made.model.norm.weight.data.fill_(-1)
+    with pytest.raises(InputError, match=r"it: weights of Gemma2ForCausalLM .*model.norm.weight \(-1\)"):
+        load._check_alive("it", made, Trust())
+    experts = tiny_model(tiny_config("mixtral"))
+    experts.model.layers[0].mlp.gate.weight.data.zero_()
+    load._check_alive("it", experts, Trust())
+    experts.model.layers[0].mlp.experts.down_proj.data.zero_()
+    with pytest.raises(InputError, match="model.layers.0.mlp.experts.down_proj"):
+        load._check_alive("it", experts, Trust())
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0], ids=["equal tokens", "equal texts"])
+def test_a_model_that_says_the_same_of_every_text_is_refused(shift):
+    "However it came to that."
+    model = tiny_model(tiny_config("gptj"))
+    model.transformer.ln_f.weight.data.zero_()
+    model.lm_head.bias.data = shift * torch.arange(480.0)
+    with pytest.raises(
+        InputError, match="GPTJForCausalLM: what it says of a text is the same for every"
+    ):
+        TransformersEngine(model, tiny_tokenizer())
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
@@ -205,13 +284,23 @@ def test_an_adapter_beside_weights_is_refused(folder):
     assert "it has an adapter of PEFT" in refused(folder, load_tokenizer)
 
 
-def test_whole_numbers_without_scales_are_refused(folder):
+UNSCALED = {
+    torch.int8: "whole numbers",
+    torch.int16: "whole numbers",
+    torch.float8_e4m3fn: "numbers of type F8_E4M3",
+    torch.float8_e5m2: "numbers of type F8_E5M2",
+}
+
+
+@pytest.mark.parametrize("dtype", UNSCALED)
+def test_numbers_without_scales_are_refused(folder, dtype):
     name = "model.layers.0.mlp.up_proj.weight"
-    packed = load_file(folder / WEIGHTS)[name].mul(99).to(torch.int8)
+    packed = load_file(folder / WEIGHTS)[name].mul(99).to(dtype)
     weights(folder, **{name: packed})
-    assert f"{name} holds whole numbers, and config.json names no quantization_config" in refused(folder)
+    held = f"{name} holds {UNSCALED[dtype]}"
+    assert f"{held}, and config.json names no quantization_config" in refused(folder)
     config(folder, quantization_config={"quant_method": "awq", "bits": 4})
-    assert "holds whole numbers" not in refused(folder)
+    assert held not in refused(folder)
 
 
 @pytest.mark.parametrize("ends", ["2", [[2]], [2, "3"], True])

@@ -1,12 +1,13 @@
 "A model that leaves its run: nothing is uploaded unasked, and what a person wrote into a card stays."
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from psr_nb.cli.main import main
-from psr_nb.files import packaged
+from psr_nb.files import packaged, seal
 
 
 class Hub:
@@ -54,6 +55,49 @@ def test_the_card_as_it_was_changed_is_uploaded(run, capsys):
     assert created == ("create", "me/demo", "model", True)
     assert "README.md" in uploaded[2] and ".secret" not in uploaded[2]
     assert "https://hub/me/demo" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("default")
+def test_only_the_files_of_a_model_are_published(run, capsys):
+    model, token = run / "M1/model", run.parent / "token"
+    token.write_text("hf_secret")
+    seal(model)
+    (model / "notes.txt").symlink_to(token)
+    (model / "token.json").write_text("{}")  # since the model was sealed
+    (model / "logs").mkdir()
+    with pytest.warns(UserWarning, match="no part of the model: logs, notes.txt, token.json"):
+        publish(run)
+    there = sorted(p.name for p in (run.parent / "out/model").iterdir())
+    original = {p.name for p in packaged("models/demo-m1").iterdir()}
+    assert set(there) == original | {"README.md", "recipe.yaml", "manifest.json"}
+    assert "notes.txt" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_link_that_leads_out_of_the_run_is_not_published(run, capsys, sealed):
+    token = run.parent / "token"
+    token.write_text("{}")
+    (run / "M1/model/chat_template.jinja").symlink_to(token)
+    if sealed:
+        seal(run / "M1/model")
+    with pytest.raises(SystemExit) as e:
+        publish(run)
+    said = "chat_template.jinja: a link that leads out of"
+    assert e.value.code == 2 and said in capsys.readouterr().err
+    assert not (run.parent / "out").exists()
+
+
+def test_a_damaged_model_is_not_published_whatever_its_time(run, capsys):
+    weights = run / "M1/model/model.safetensors"
+    seal(weights.parent)
+    times, data = weights.stat(), bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(SystemExit) as e:
+        publish(run)
+    assert e.value.code == 2 and "is not what was written" in capsys.readouterr().err
+    assert not (run.parent / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from urllib.parse import quote
 import pytest
 from faulty_server import FaultyServer
 
-from psr_nb.datagen.annotate import ServerSettings, masked, unkeyed
+from psr_nb.datagen.annotate import ServerSettings, ask_server, masked, unkeyed
+from psr_nb.records import InputError
 
 KEY = "k-314159265358"
 PASSWORD = "open-sesame"
@@ -125,6 +126,58 @@ def test_the_servers_do_leak():
     reply = client.chat.completions.create(model="m", messages=[{"role": "user", "content": "?"}])
     server.close()
     assert KEY in reply.choices[0].message.content
+
+
+UNUSABLE = {
+    "an address that is none": (
+        "http://ann:open-sesame@[bad/v1",
+        {},
+        "the server's address can't be read",
+    ),
+    "no scheme": ("ann:open-sesame@localhost/v1", {}, "the server's address can't be read"),
+    "a port that is none": ("http://ann:open-sesame@a:b/v1", {}, "the server's address can't be read"),
+    "a key over two lines": ("URL", {"SOME_KEY": f"{KEY}\n271828"}, "the key in SOME_KEY holds a line"),
+    "a key in letters": ("URL", {"SOME_KEY": f"{KEY}é"}, "the key in SOME_KEY holds a line break"),
+    "a proxy": ("URL", {"HTTP_PROXY": "foo://ann:open-sesame@127.0.0.1:1"}, "the server can't be asked"),
+    "a header": ("URL", {"OPENAI_PROJECT_ID": "é"}, "the header OpenAI-Project, from the environment"),
+    "certificates": ("URL", {"SSL_CERT_FILE": "/nowhere"}, "the server can't be asked from here"),
+}
+
+
+@pytest.mark.parametrize("url, given, words", UNUSABLE.values(), ids=UNUSABLE)
+def test_what_nothing_can_be_asked_with_is_told_without_secrets(
+    tmp_path, monkeypatch, url, given, words
+):
+    url = url.replace("URL", "http://127.0.0.1:9/v1")
+    for name, value in ({"SOME_KEY": KEY} | given).items():
+        monkeypatch.setenv(name, value)
+    settings = ServerSettings("m", url, key_from="SOME_KEY", tries=1, backoff=0)
+    with pytest.raises(InputError, match=words) as told:
+        ask_server(["?"], tmp_path / "answers.jsonl", settings, say=lambda line: None)
+    for secret in (KEY, "271828", PASSWORD):
+        assert secret not in str(told.value)
+
+
+QUERY = {"key": "qq-887766554433", "token": "tt-123123123123", "page": "pp-555555"}
+
+
+def test_no_value_of_an_address_comes_back_in_an_error(tmp_path):
+    class Echo(FaultyServer):
+        def send(self, handler, status, text, headers=None, half=False):
+            plain = f"no such place: {handler.path}"
+            body = json.dumps({"error": plain.replace("&", r"&amp;") + f" or {plain}"})
+            super().send(handler, 400, body, headers, half)
+
+    server = Echo(str)
+    url = f"{server.url}?" + "&".join(f"{name}={value}" for name, value in QUERY.items())
+    settings = ServerSettings("m", url, key_from="NO_SUCH_KEY", tries=1)
+    [reply] = ask_server(["?"], tmp_path / "answers.jsonl", settings, say=lambda line: None)
+    server.close()
+    assert "key=***" in reply.problem and "page=***" in reply.problem
+    for value in QUERY.values():
+        assert value not in reply.problem
+    assert unkeyed(f"sent {QUERY['token']}", settings) == "sent ***"
+    assert unkeyed("sent pp-555555", settings) == "sent pp-555555"  # an answer's words may be these
 
 
 AWKWARD = "k/3&1'4-15+92=65~35\\8"  # its characters are written otherwise somewhere

@@ -8,14 +8,26 @@ from dataclasses import replace
 
 import pytest
 
+from psr_nb.cli.main import main
 from psr_nb.dashboard import rejudge
 from psr_nb.dashboard.figures import load_metrics, phase_table
 from psr_nb.dashboard.probe import _trained_on
 from psr_nb.dashboard.report import report_html
 from psr_nb.dashboard.runs import at_work, golds, look, run_index, state
+from psr_nb.datagen.annotate import answers_in
 from psr_nb.engine import EngineSettings
-from psr_nb.files import packaged
+from psr_nb.engines.load import check_folder, load_model
+from psr_nb.files import (
+    begun_file,
+    continued_jsonl,
+    cut_torn,
+    packaged,
+    refuse_damaged,
+    seal,
+    torn_bytes,
+)
 from psr_nb.folder import Run, open_run
+from psr_nb.mend import mend
 from psr_nb.records import InputError
 
 ODD_ROWS = ["null", "5", "[1, 2]", '"x"', "{}", '{"problem_id": []}']
@@ -250,6 +262,106 @@ def test_training_data_without_a_question(run, row):
     put(run.data("questions-2"), row + "\n")
     with pytest.raises(InputError, match="questions-2.jsonl:1: "):
         _trained_on(run)
+
+
+@pytest.mark.parametrize("read", [begun_file, continued_jsonl, cut_torn, torn_bytes])
+def test_rows_to_go_on_with_that_are_a_pipe(tmp_path, read):
+    put(tmp_path / "rows.jsonl", "pipe")
+    with pytest.raises(InputError, match="rows.jsonl: a pipe, a socket or a device"):
+        read(tmp_path / "rows.jsonl")
+    with (
+        pytest.raises(InputError, match="rows.jsonl: a pipe, a socket or a device"),
+        answers_in(tmp_path / "rows.jsonl"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["pipe", "to thesis.txt", "to /dev/zero"])
+def test_a_lock_of_answers_that_is_no_file(tmp_path, kind):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    put(tmp_path / "answers.jsonl.lock", kind)
+    with (
+        pytest.raises(InputError, match="answers.jsonl.lock: a link, a pipe or a folder"),
+        answers_in(tmp_path / "answers.jsonl"),
+    ):
+        pass
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def damaged_model(folder):
+    "A sealed copy of the demo's M1, of which some bytes of a tensor are others."
+    model = shutil.copytree(packaged("models/demo-m1"), folder)
+    seal(model)
+    weights = model / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-20_000:] = bytes(b ^ 85 for b in data[-20_000:])
+    weights.write_bytes(data)
+    return weights
+
+
+def test_weights_that_are_not_what_was_written(tmp_path, monkeypatch):
+    weights = damaged_model(tmp_path / "model")
+    for load in (check_folder, load_model):
+        with pytest.raises(InputError, match="model.safetensors is not what was written"):
+            load(str(tmp_path / "model"))
+    monkeypatch.setattr("psr_nb.files.MOST_HASHED", 1000)
+    check_folder(tmp_path / "model")  # too large to be hashed at every load
+    with pytest.raises(InputError, match="is not what was written"):
+        refuse_damaged(tmp_path / "model", whole=True)
+    weights.unlink()
+    with pytest.raises(InputError, match="model.safetensors is missing"):
+        refuse_damaged(tmp_path / "model")
+    (tmp_path / "model/manifest.json").write_text('{"name": "of another program"}')
+    assert refuse_damaged(tmp_path / "model") == {}
+
+
+IMPOSSIBLE = {"accuracy": 3.5, "judge_accuracy_low": -0.5, "dev_accuracy": 1.01, "pairs": -1, "n": "600"}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_a_figure_that_can_not_be(run, name):
+    path = run.path / "M4/metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: IMPOSSIBLE[name]}))
+    with pytest.raises(InputError, match=f"M4/metrics.json: not figures of this layout .*{name} is"):
+        load_metrics(run)
+
+
+def halved(run):
+    rows = (run.path / "M4/evaluation.jsonl").read_text().splitlines(keepends=True)
+    put(run.path / "M4/evaluation.jsonl", "".join(rows[:300]))
+
+
+def exchanged(run):
+    shutil.copy(run.path / "M2/metrics.json", run.path / "M4")
+
+
+def renamed(run):
+    figures = json.loads((run.path / "M2/metrics.json").read_text()) | {"model": "M4"}
+    put(run.path / "M4/metrics.json", json.dumps(figures))
+
+
+AT_ODDS = {
+    "n 600, and evaluation.jsonl has 300 rows": halved,
+    "has the figures of judge M2": exchanged,
+    "and the rows in evaluation.jsonl say": renamed,
+}
+
+
+@pytest.mark.parametrize("said", AT_ODDS)
+@pytest.mark.filterwarnings("default")
+def test_figures_that_are_not_those_of_the_rows(run, capsys, said):
+    assert not [note for note in look(run.path).notes if "metrics.json" in note]
+    AT_ODDS[said](run)
+    [note] = [note for note in look(run.path).notes if "metrics.json" in note]
+    assert note.startswith("M4: its metrics.json ") and said in note
+    with pytest.warns(UserWarning, match=said):
+        main(["report", str(run.path), "--json"])
+    with pytest.raises(SystemExit):
+        main(["publish", str(run.path), "--model", "M4", "--out", str(run.path / "out")])
+    assert said in capsys.readouterr().err
+    [told] = mend(run)
+    assert said in told and told.endswith("it is made again")
+    assert not (run.path / "M4/metrics.json").exists()
 
 
 def test_an_ordinary_run_is_read_as_before(run):

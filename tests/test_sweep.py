@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from test_fuzz import said
 from test_kill import results
 
 import psr_nb.run
@@ -49,13 +50,39 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("line, said", WRONG.values(), ids=WRONG)
-def test_wrong_input_is_one_line_and_leaves_nothing(tmp_path, capsys, line, said):
+@pytest.mark.parametrize("line, words", WRONG.values(), ids=WRONG)
+def test_wrong_input_is_one_line_and_leaves_nothing(tmp_path, capsys, line, words):
     with pytest.raises(SystemExit) as end:
         main(["sweep", *line, "--out", str(tmp_path / "sweep")])
     wrong = capsys.readouterr().err
     assert end.value.code == 2 and wrong.count("\n") == 1 and wrong.startswith("psr_nb: ")
-    assert said in wrong and not (tmp_path / "sweep").exists()
+    assert words in wrong and not (tmp_path / "sweep").exists()
+
+
+MANY = ",".join(map(str, range(2, 202)))
+ENDLESS = ["--seeds", "0-999", "--over", f"search.w={MANY}", "--over", f"search.max_steps={MANY}"]
+ROW = {"schema": 1, "recipe": "fast", "over": {"search.w": [3]}, "seeds": [0], "set": {}}
+SIZES = {
+    "no seed": ({"seeds": [], "over": {}}, "and this one 0"),
+    "no value": ({"over": {"search.w": []}}, "and this one 0"),
+    "a product": ({"over": {"a": [*range(2000)], "b": [*range(2000)]}}, "and this one 4,000,000"),
+}
+
+
+def test_a_sweep_without_end_is_refused_at_once(tmp_path):
+    code, _, err = said(["sweep", "fast", *ENDLESS, "--out", str(tmp_path / "sweep")])
+    assert code == 2 and err.count("\n") == 1 and not (tmp_path / "sweep").exists(), code
+    assert "a sweep has 1 to 1,000 runs, and this one 40,000,000" in err
+
+
+@pytest.mark.parametrize("changes, words", SIZES.values(), ids=SIZES)
+def test_a_strangers_sweep_of_another_size(tmp_path, changes, words):
+    (tmp_path / "sweep.json").write_text(json.dumps(ROW | changes))
+    for more in ([], ["--json"]):
+        code, _, err = said(["report", str(tmp_path), *more])
+        assert code == 2 and err.count("\n") == 1, (code, err)
+        assert "sweep.json: a sweep has 1 to 1,000 runs" in err and words in err
+    assert [p.name for p in tmp_path.iterdir()] == ["sweep.json"]
 
 
 def test_a_folder_of_something_else_stays_as_it_was(tmp_path, capsys):

@@ -173,10 +173,21 @@ def _add_demo(add):
 
 
 # %% ../../nbs/cli/main.ipynb #c025
+def _check_before(recipe, out: str | Path):
+    "InputError for what can be known before a run begins or goes on in a folder; the quick looks come first."
+    from psr_nb.folder import check_sources
+
+    if not (Path(out) / "recipe.yaml").exists():
+        check_sources(recipe)
+    from psr_nb.studies.plan import check_run
+
+    check_run(recipe)
+
+
+# %% ../../nbs/cli/main.ipynb #c027
 def run_recipe(args):
     "psr_nb run"
     from psr_nb.recipe import load_recipe
-    from psr_nb.studies.plan import check_run
 
     options = {
         "model": args.model,
@@ -186,8 +197,9 @@ def run_recipe(args):
     }
     given = {k: v for k, v in options.items() if v is not None}
     recipe = load_recipe(args.recipe, **given | recipe_changes(args.set))
-    check_run(recipe)
-    _go(recipe, args.out or f"runs/{recipe.name}")
+    out = args.out or f"runs/{recipe.name}"
+    _check_before(recipe, out)
+    _go(recipe, out)
 
 
 def _add_run(add):
@@ -207,11 +219,10 @@ def _add_run(add):
     )
 
 
-# %% ../../nbs/cli/main.ipynb #c028
+# %% ../../nbs/cli/main.ipynb #c030
 def sweep_recipe(args):
     "psr_nb sweep"
     from psr_nb.dashboard.sweeps import sweep_json
-    from psr_nb.studies.plan import check_run
     from psr_nb.studies.sweep import Sweep, over_settings, recipes_of, run_sweep, seed_list
 
     settings = recipe_changes(args.set)
@@ -221,9 +232,9 @@ def sweep_recipe(args):
     if both:
         raise InputError(f"--set {both[0]}: --over gives its values; leave one out")
     wanted = Sweep(args.recipe, Path(args.out), over, seeds, settings)
-    for recipe in recipes_of(wanted).values():
+    for name, recipe in recipes_of(wanted).items():
         if recipe.seed == seeds[0]:
-            check_run(recipe)
+            _check_before(recipe, wanted.path / name)
     done = run_sweep(wanted, args.parallel)
     found = sweep_json(done.path)
     if args.json:
@@ -241,7 +252,7 @@ def _add_sweep(add):
     c.add_argument(
         "--over", action="append", default=[], metavar="SECTION.SETTING=VALUE,VALUE", help=over
     )
-    seeds = "seeds of each, as 0-4 or 0,1,7 (default %(default)s)"
+    seeds = "seeds of each, as 0-4 or 0,1,7 (default %(default)s); at most 1,000 runs in all"
     c.add_argument("--seeds", default="0", help=seeds)
     change = "change one setting of all; may be repeated"
     c.add_argument("--set", action="append", default=[], metavar="SECTION.SETTING=VALUE", help=change)
@@ -250,7 +261,7 @@ def _add_sweep(add):
     c.add_argument("--json", action="store_true", help="print the cells for programs")
 
 
-# %% ../../nbs/cli/main.ipynb #c031
+# %% ../../nbs/cli/main.ipynb #c033
 def _planned(args):
     "The plan that the command line asks for."
     from psr_nb.jobs import progress_bar
@@ -280,7 +291,7 @@ def plan_run(args):
     refuse_unfit(plan)
 
 
-# %% ../../nbs/cli/main.ipynb #c034
+# %% ../../nbs/cli/main.ipynb #c036
 def _add_plan(add):
     c = add(
         "plan",
@@ -306,7 +317,7 @@ def _add_plan(add):
     )
 
 
-# %% ../../nbs/cli/main.ipynb #c040
+# %% ../../nbs/cli/main.ipynb #c042
 def make_recipe(args):
     "psr_nb new"
     from psr_nb.studies.new import new_recipe, recipe_text
@@ -333,22 +344,22 @@ def _add_new(add):
     c.add_argument("--engine", choices=["vllm", "transformers"], help="what auto is there")
 
 
-# %% ../../nbs/cli/main.ipynb #c043
+# %% ../../nbs/cli/main.ipynb #c045
 def _recipe_lines(name: str, path: Path) -> str:
     "A recipe's name, and what it is about in lines that fit a terminal."
     about = " ".join(yaml.safe_load(path.read_text("utf-8"))["about"].split())
     return f"{name}\n{textwrap.fill(about, 88, initial_indent='  ', subsequent_indent='  ')}"
 
 
-# %% ../../nbs/cli/main.ipynb #c045
+# %% ../../nbs/cli/main.ipynb #c047
 def show_recipes(args):
     "psr_nb recipes"
-    from psr_nb.recipe import load_recipe, recipe_schema, recipes
+    from psr_nb.recipe import recipe_row, recipe_schema, recipes, unimported
 
     if args.schema:
         return print(json.dumps(recipe_schema(), indent=1))
     if args.name:
-        load_recipe(args.name)
+        unimported(recipe_row(args.name))
         return print((recipes().get(args.name) or Path(args.name)).read_text("utf-8"), end="")
     print("\n\n".join(_recipe_lines(name, path) for name, path in recipes().items()))
 
@@ -363,7 +374,7 @@ def _add_recipes(add):
     )
 
 
-# %% ../../nbs/cli/main.ipynb #c050
+# %% ../../nbs/cli/main.ipynb #c054
 def show_domains(args):
     "psr_nb domains"
     from psr_nb.domains.find import listed
@@ -382,7 +393,7 @@ def _add_domains(add):
     )
 
 
-# %% ../../nbs/cli/main.ipynb #c053
+# %% ../../nbs/cli/main.ipynb #c057
 def _named_model(given: str) -> tuple[str, str]:
     "(name, path) of `NAME=PATH` or a path; else the folder's name, or its parent's if that's `model`."
     name, eq, path = given.partition("=")
@@ -403,14 +414,14 @@ def _named_models(given: list[str]) -> dict[str, str]:
     return out
 
 
-# %% ../../nbs/cli/main.ipynb #c057
+# %% ../../nbs/cli/main.ipynb #c061
 def _domain_and_engine_options(c):
     "What is solved, and how a model is run."
     c.add_argument("--domain", default="math", help="a name of 'psr_nb domains' (math), or mine.py:NAME")
     engine_options(c)
 
 
-# %% ../../nbs/cli/main.ipynb #c060
+# %% ../../nbs/cli/main.ipynb #c064
 def _reading_option(c):
     "Which answers are read."
     c.add_argument(
@@ -422,7 +433,7 @@ def _reading_option(c):
     )
 
 
-# %% ../../nbs/cli/main.ipynb #c062
+# %% ../../nbs/cli/main.ipynb #c066
 def _solving_options(c):
     "How problems are solved."
     c.add_argument(
@@ -467,7 +478,7 @@ def _solving(args):
     return Solving(domain_named(args.domain), s, search, allow_bad_gold=args.allow_bad_gold)
 
 
-# %% ../../nbs/cli/main.ipynb #c065
+# %% ../../nbs/cli/main.ipynb #c069
 def _figures_line(model: str, bench: str, a: dict) -> str:
     "What the table of accuracies doesn't say of a model on a benchmark."
     shares = [k for k in a if "@" in k and k + "_low" in a]
@@ -492,7 +503,7 @@ def _difference_line(names: str, bench: str, c) -> str:
     )
 
 
-# %% ../../nbs/cli/main.ipynb #c068
+# %% ../../nbs/cli/main.ipynb #c072
 def evaluate_model(args):
     "psr_nb eval"
     from psr_nb.evaluation.models import compare_models, evaluate_models, results_table
@@ -541,7 +552,7 @@ def _add_eval(add):
     _domain_and_engine_options(c)
 
 
-# %% ../../nbs/cli/main.ipynb #c076
+# %% ../../nbs/cli/main.ipynb #c080
 def _judged_with(args, path: str, tokenizer, domain, settings) -> dict:
     "What must be the same when a judge's evaluation is continued."
     from psr_nb.engine import fingerprint
@@ -569,7 +580,7 @@ def _judgement_bar(pairs: list):
     return bar, progress
 
 
-# %% ../../nbs/cli/main.ipynb #c080
+# %% ../../nbs/cli/main.ipynb #c084
 def _shown_examples(args, domain, pairs: list):
     "The domain that asks the judge, with `--shots` examples before the question."
     from psr_nb.judge import examples_of, few_shot
@@ -582,7 +593,7 @@ def _shown_examples(args, domain, pairs: list):
     return few_shot(domain, examples_of(load_eft(args.shots_from, []), args.shots, pairs))
 
 
-# %% ../../nbs/cli/main.ipynb #c083
+# %% ../../nbs/cli/main.ipynb #c087
 _JUDGED = {
     "accuracy": "right",
     "accuracy_ab": "right, the better one shown as A",
@@ -605,7 +616,7 @@ def _judge_lines(f: dict) -> str:
     return "\n".join([*lines, made + f"of which {f['without a pair']} gave none"])
 
 
-# %% ../../nbs/cli/main.ipynb #c085
+# %% ../../nbs/cli/main.ipynb #c089
 def evaluate_the_judge(args):
     "psr_nb judge-eval"
     from psr_nb.domains.find import domain_named
@@ -651,7 +662,7 @@ def _add_judge_eval(add):
     _domain_and_engine_options(c)
 
 
-# %% ../../nbs/cli/main.ipynb #c091
+# %% ../../nbs/cli/main.ipynb #c095
 def _an_answer(value) -> bool:
     "Is a JSON value text, or a number and finite?"
     return isinstance(value, str) or (type(value) in (int, float) and math.isfinite(value))
@@ -673,7 +684,7 @@ def _check_columns(where: str, row):
         )
 
 
-# %% ../../nbs/cli/main.ipynb #c095
+# %% ../../nbs/cli/main.ipynb #c099
 def _check_row(where: str, row, allow_bad_gold: bool):
     "InputError for a row that can't be graded."
     from psr_nb.maths.grade import gold_problem
@@ -687,7 +698,7 @@ def _check_row(where: str, row, allow_bad_gold: bool):
         )
 
 
-# %% ../../nbs/cli/main.ipynb #c097
+# %% ../../nbs/cli/main.ipynb #c101
 def _with_number(row):
     "A row of a CSV file, in which all cells are text, with its tolerance as the number it says."
     if isinstance(row, dict) and isinstance(row.get("tolerance"), str):
@@ -712,7 +723,7 @@ def _rows_to_grade(path: str, allow_bad_gold: bool) -> list[dict]:
     return [row for _, row in rows]
 
 
-# %% ../../nbs/cli/main.ipynb #c100
+# %% ../../nbs/cli/main.ipynb #c104
 def _answer_in(row: dict, read: str) -> tuple[str | None, bool]:
     "(the answer of a row, was it read from the last sentence of its response?)"
     from psr_nb.maths.read import read_last_sentence, read_math_answer
@@ -741,7 +752,7 @@ def _graded(
             yield row | {"equal": equal, "note": note} | ({"from_sentence": True} if said else {})
 
 
-# %% ../../nbs/cli/main.ipynb #c103
+# %% ../../nbs/cli/main.ipynb #c107
 def _grade_summary(notes: Counter, right: int, sentences: Counter | None = None) -> str:
     """How many answers are equal, with an interval, and how that was decided.
 
@@ -772,7 +783,7 @@ def grade(args):
     print(_grade_summary(notes, right, sentences), file=sys.stderr)
 
 
-# %% ../../nbs/cli/main.ipynb #c107
+# %% ../../nbs/cli/main.ipynb #c111
 def _add_grade(add):
     c = add(
         "grade",
@@ -798,7 +809,7 @@ def _add_grade(add):
     _reading_option(c)
 
 
-# %% ../../nbs/cli/main.ipynb #c110
+# %% ../../nbs/cli/main.ipynb #c114
 def _bench_dpo(args):
     "psr_nb bench dpo"
     from psr_nb.cli.bench import bench_dpo
@@ -814,7 +825,7 @@ def _bench_dpo(args):
     print(f"ratios above 1 are in favour of the tree; measured on {on}")
 
 
-# %% ../../nbs/cli/main.ipynb #c114
+# %% ../../nbs/cli/main.ipynb #c118
 def _search_figures(args) -> dict:
     "What `bench_search` measures with the settings of the command line."
     from psr_nb.cli.bench import bench_search
@@ -855,7 +866,7 @@ def _bench_search(args):
     print("measured on " + ", ".join(f"{k} {v}" for k, v in r["on"].items()))
 
 
-# %% ../../nbs/cli/main.ipynb #c117
+# %% ../../nbs/cli/main.ipynb #c121
 def _bench_search_options(c):
     "What is searched by `bench search`, and how."
     c.add_argument("--questions", help="search: question file or hub data set (default: the demo's)")
@@ -884,7 +895,7 @@ def _bench_search_options(c):
     )
 
 
-# %% ../../nbs/cli/main.ipynb #c120
+# %% ../../nbs/cli/main.ipynb #c124
 def bench(args):
     "psr_nb bench"
     return _bench_search(args) if args.what == "search" else _bench_dpo(args)
@@ -913,7 +924,7 @@ def _add_bench(add):
     engine_options(c)
 
 
-# %% ../../nbs/cli/main.ipynb #c124
+# %% ../../nbs/cli/main.ipynb #c128
 def _report_sweep(path: str | Path, out: str | None = None):
     "Print a sweep's table and write its page."
     from psr_nb.dashboard.sweeps import sweep_html, sweep_json, sweep_text
@@ -936,7 +947,7 @@ def _report_of_sweep(args):
     _report_sweep(args.run, args.out)
 
 
-# %% ../../nbs/cli/main.ipynb #c127
+# %% ../../nbs/cli/main.ipynb #c131
 def _refuse_missing(path: str | Path):
     "InputError where no folder is: a name that is mistyped is no run that is broken."
     if not Path(path).exists():
@@ -945,17 +956,21 @@ def _refuse_missing(path: str | Path):
         )
 
 
-# %% ../../nbs/cli/main.ipynb #c129
+# %% ../../nbs/cli/main.ipynb #c133
 def report(args):
     "psr_nb report"
     from psr_nb.dashboard.figures import save_figures
     from psr_nb.dashboard.report import report_html, report_json
+    from psr_nb.dashboard.runs import figure_notes
     from psr_nb.files import write_whole
+    from psr_nb.folder import open_run
     from psr_nb.studies.sweep import is_sweep
 
     _refuse_missing(args.run)
     if is_sweep(args.run):
         return _report_of_sweep(args)
+    for said in figure_notes(open_run(args.run)):
+        warnings.warn(said, stacklevel=1)
     if args.json:
         return print(json.dumps(report_json(args.run)))
     if args.figures:
@@ -980,7 +995,7 @@ def _add_report(add):
     c.add_argument("run", help="folder of a run or a sweep")
 
 
-# %% ../../nbs/cli/main.ipynb #c134
+# %% ../../nbs/cli/main.ipynb #c138
 def _arm(run, given: str | None) -> str:
     "The arm asked for, or the first."
     if given not in (None, *run.recipe.arms):
@@ -1004,7 +1019,7 @@ def _judged_pairs(run, arm: str, args) -> dict:
     return {m: judged[m] for m in wanted}
 
 
-# %% ../../nbs/cli/main.ipynb #c138
+# %% ../../nbs/cli/main.ipynb #c142
 def _opened(args):
     "The run, with its own domain imported if it was named."
     from psr_nb.domains.find import domain_named
@@ -1016,7 +1031,7 @@ def _opened(args):
     return open_run(args.run)
 
 
-# %% ../../nbs/cli/main.ipynb #c140
+# %% ../../nbs/cli/main.ipynb #c144
 def rejudge_run(args):
     "psr_nb rejudge"
     from psr_nb.dashboard.rejudge import judge_agreement, judges, rejudge_in_child
@@ -1051,7 +1066,7 @@ def _add_rejudge(add):
     set_engine_option(c)
 
 
-# %% ../../nbs/cli/main.ipynb #c144
+# %% ../../nbs/cli/main.ipynb #c148
 def probe_run(args):
     "psr_nb probe"
     from psr_nb.dashboard.probe import probe_in_child, probe_summary, probe_table
@@ -1092,7 +1107,7 @@ def _add_probe(add):
     c.add_argument("--arm", help="arm of the run (default: the first)")
 
 
-# %% ../../nbs/cli/main.ipynb #c147
+# %% ../../nbs/cli/main.ipynb #c151
 def write_harness_tasks(args):
     "psr_nb lm-eval"
     from psr_nb.evaluation.harness import write_task
@@ -1116,7 +1131,7 @@ def _add_lm_eval(add):
     c.add_argument("--out", required=True, metavar="FOLDER", help="folder for the tasks")
 
 
-# %% ../../nbs/cli/main.ipynb #c150
+# %% ../../nbs/cli/main.ipynb #c154
 def _fail(code: int, message) -> SystemExit:
     "What ends the program, after a line on standard error."
     print(f"psr_nb: {one_line(str(message))}", file=sys.stderr)
@@ -1130,7 +1145,7 @@ class _Parser(argparse.ArgumentParser):
         raise _fail(2, f"{message}; `{self.prog} --help` shows what there is")
 
 
-# %% ../../nbs/cli/main.ipynb #c152
+# %% ../../nbs/cli/main.ipynb #c156
 _EXAMPLES = """examples:
   psr_nb demo                                   the whole loop on the embedded model, minutes on a laptop
   psr_nb recipes smollm2-gsm8k-cpu              what a recipe says
@@ -1182,7 +1197,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-# %% ../../nbs/cli/main.ipynb #c156
+# %% ../../nbs/cli/main.ipynb #c160
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+){0,2}")  # owner/name, and a data set's parts
 
 
@@ -1200,14 +1215,14 @@ def _texts(value) -> Iterator[str]:
 
 def _in_recipe(name: str) -> list[str]:
     "The texts in a recipe; none where it can't be read, which its command will say."
-    from psr_nb.recipe import recipes
+    from psr_nb.recipe import recipe_value, recipes
 
-    with suppress(OSError, ValueError, yaml.YAMLError, RecursionError):
-        return list(_texts(yaml.safe_load((recipes().get(name) or Path(name)).read_text("utf-8"))))
+    with suppress(InputError):  # a pipe, a huge file, no YAML
+        return list(_texts(recipe_value(recipes().get(name) or Path(name))))
     return []
 
 
-# %% ../../nbs/cli/main.ipynb #c157
+# %% ../../nbs/cli/main.ipynb #c161
 def _may_need_hub(args) -> bool:
     "Does a command name what is no file here, and may be a model or a data set on the hub?"
     given = {name: v for name, v in vars(args).items() if name not in ("out", "run", "figures")}
@@ -1221,7 +1236,7 @@ def _may_need_hub(args) -> bool:
     return args.command in ("rejudge", "probe") or not all(map(os.path.exists, known))
 
 
-# %% ../../nbs/cli/main.ipynb #c160
+# %% ../../nbs/cli/main.ipynb #c164
 def _note_offline(args, seconds: float = 2.0):
     """Tell the hub's library, here and in all children, where a command needs the hub and it can't be found.
 
@@ -1232,7 +1247,7 @@ def _note_offline(args, seconds: float = 2.0):
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-# %% ../../nbs/cli/main.ipynb #c162
+# %% ../../nbs/cli/main.ipynb #c166
 def _run_command(args):
     "Run a parsed command. Whatever the user or the system can mend ends it with a line and an exit code."
     from psr_nb.jobs import JobError

@@ -8,6 +8,7 @@ __all__ = [
     "figure_rows",
     "limits",
     "model_card",
+    "model_parts",
     "write_model",
     "pair_rows",
     "write_pairs",
@@ -20,11 +21,13 @@ import json
 import os
 import re
 import shutil
+import warnings
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import write_jsonl, write_whole
-from ..records import InputError, StepPair, json_file
+from ..files import MANIFEST, refuse_damaged, write_jsonl, write_whole
+from ..records import InputError, StepPair, json_file, refuse_irregular
 
 if TYPE_CHECKING:
     from psr_nb.folder import Target
@@ -33,7 +36,8 @@ if TYPE_CHECKING:
 # %% ../../nbs/cli/publish.ipynb #c006
 def target_named(path: str | Path, model: str = "", arm: str = "") -> "Target":
     "A measured model of a run, such as M4: the last one, of the first arm, unless named. InputError without."
-    from psr_nb.folder import Target, open_run
+    from psr_nb.dashboard.figures import load_metrics
+    from psr_nb.folder import Target, figures_fault, open_run
 
     run = open_run(path)
     arm = arm or run.recipe.arms[0]
@@ -46,7 +50,13 @@ def target_named(path: str | Path, model: str = "", arm: str = "") -> "Target":
     names = {f"M{n}": n for n in measured}
     if model and model not in names:
         raise InputError(f"--model {model}: not measured in the arm {arm}; there are {', '.join(names)}")
-    return Target(run, arm, names[model] if model else measured[-1])
+    found = Target(run, arm, names[model] if model else measured[-1])
+    load_metrics(run)  # refuses what can't be a figure
+    fault = figures_fault(found)
+    if fault:
+        way = "run its recipe again, which takes its figures anew"
+        raise InputError(f"{found.folder / 'metrics.json'} {fault}; {way}")
+    return found
 
 
 # %% ../../nbs/cli/publish.ipynb #c009
@@ -183,7 +193,37 @@ def model_card(t: "Target", licence: str = "unknown") -> str:
 
 
 # %% ../../nbs/cli/publish.ipynb #c024
-def _linked(source: str, to: str):
+_PARTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.py", "vocab*", "merges*")
+_PARTS += ("LICEN[CS]E*", "NOTICE*")  # names of a model's files
+
+
+def model_parts(source: Path, inside: Path) -> list[str]:
+    """Names of the files in a folder that make up a model; of others in it a warning tells.
+
+    InputError for a folder without a model, a damaged file, or a link that leads out of `inside`."""
+    from psr_nb.engines.load import check_folder
+
+    check_folder(source)
+    sealed = refuse_damaged(source, whole=True)
+    names = sorted(p.name for p in source.iterdir())
+    known = [n for n in names if any(fnmatch(n, part) for part in _PARTS) and n[0] != "."]
+    parts = [n for n in known if not sealed or n in sealed or n == MANIFEST]
+    for name in parts:
+        refuse_irregular(source / name)
+        if not Path(os.path.realpath(source / name)).is_relative_to(os.path.realpath(inside)):
+            way = "put the file itself there"
+            raise InputError(
+                f"{source / name}: a link that leads out of {inside}, and isn't followed; {way}"
+            )
+    others = [n for n in names if n not in parts and n != "README.md"]
+    if others:
+        said = f"{', '.join(others[:5])}{', ...' if others[5:] else ''}"
+        warnings.warn(f"{source}: left out, for they are no part of the model: {said}", stacklevel=2)
+    return parts
+
+
+# %% ../../nbs/cli/publish.ipynb #c027
+def _linked(source: Path, to: Path):
     "A file at another place, as a link to the same bytes where that can be."
     try:
         os.link(os.path.realpath(source), to)
@@ -209,13 +249,17 @@ def write_model(t: "Target", out: str | Path, licence: str = "unknown") -> bool:
         raise InputError(
             f"{t.folder}: the weights of M{t.n} are not there, only what was measured of them"
         )
-    shutil.copytree(source, out, copy_function=_linked)
-    write_whole(out / "README.md", model_card(t, licence))
+    card, here = model_card(t, licence), source.is_relative_to(t.run.path)
+    parts = model_parts(source, t.run.path if here else source)
+    out.mkdir(parents=True)
+    for name in parts:
+        _linked(source / name, out / name)
+    write_whole(out / "README.md", card)
     write_whole(out / "recipe.yaml", which)
     return True
 
 
-# %% ../../nbs/cli/publish.ipynb #c027
+# %% ../../nbs/cli/publish.ipynb #c030
 def pair_rows(pairs: list[StepPair], tokenizer) -> list[dict]:
     "Pairs of steps as rows of text, for DPOTrainer and for readers."
     rows = []
@@ -227,7 +271,7 @@ def pair_rows(pairs: list[StepPair], tokenizer) -> list[dict]:
     return rows
 
 
-# %% ../../nbs/cli/publish.ipynb #c030
+# %% ../../nbs/cli/publish.ipynb #c033
 _PAIRS = "Pairs of candidate next steps, the preferred one and the other, as a model judged them itself."
 
 
@@ -245,7 +289,7 @@ def _origin(t: "Target", licence: str):
     return Origin(f"steps that a model wrote for questions of {r.data.questions}", licence, settings)
 
 
-# %% ../../nbs/cli/publish.ipynb #c032
+# %% ../../nbs/cli/publish.ipynb #c035
 def write_pairs(t: "Target", out: str | Path, licence: str = "unknown") -> int:
     "The pairs of a model and their card as a folder; how many. InputError without pairs."
     import pandas as pd
@@ -274,7 +318,7 @@ def write_pairs(t: "Target", out: str | Path, licence: str = "unknown") -> int:
     return len(rows)
 
 
-# %% ../../nbs/cli/publish.ipynb #c035
+# %% ../../nbs/cli/publish.ipynb #c038
 def _show_or_push(folder: Path, repo: str | None, kind: str, public: bool):
     "List what of a folder would go to the hub, and upload it where a name is given."
     from psr_nb.datagen.card import push_to_hub, uploads
@@ -305,7 +349,7 @@ def publish(args):
         print("Nothing was uploaded. Read README.md; --push-to-hub OWNER/NAME uploads what lies there.")
 
 
-# %% ../../nbs/cli/publish.ipynb #c036
+# %% ../../nbs/cli/publish.ipynb #c039
 def add_publish(add):
     "Declare the command."
     c = add(

@@ -27,6 +27,7 @@ __all__ = [
 
 # %% ../../nbs/dashboard/figures.ipynb #c003
 import math
+import re
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -132,6 +133,21 @@ def _live_figures(m: dict) -> dict:
 
 
 # %% ../../nbs/dashboard/figures.ipynb #c016
+_SHARES = re.compile(
+    r"(dev_|judge_)?accuracy|(judge|search)_swap_con|judge_position|live_judge|right_pairs"
+)
+
+
+def _refuse_odd(name: str, value):
+    "TypeError for what can't be the figure of this name: no finite number, one below 0, a share above 1."
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise TypeError(f"{name} is {str(value)[:40]!r}")
+    share = _SHARES.match(name) and not name.endswith("_n")
+    if value < 0 or (share and value > 1 + 1e-9):
+        raise TypeError(f"{name} is {value:g}, no {'share' if share else 'number of anything'}")
+
+
+# %% ../../nbs/dashboard/figures.ipynb #c018
 def _metrics(folder: Path) -> dict:
     "The figures of a model. InputError where they are not of this layout."
     path = folder / "metrics.json"
@@ -139,8 +155,8 @@ def _metrics(folder: Path) -> dict:
         m = json_file(path)
         row = {k: m.get(k) for k in _SHOWN} | _search_figures(m) | _live_figures(m)
         for name, v in row.items():
-            if v is not None and not (type(v) in (int, float) and math.isfinite(v)):
-                raise TypeError(f"{name} is {str(v)[:40]!r}")
+            if v is not None:
+                _refuse_odd(name, v)
         return row
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
         reason = f"{type(e).__name__}: {str(e)[:80]}"
@@ -150,7 +166,7 @@ def _metrics(folder: Path) -> dict:
         ) from e
 
 
-# %% ../../nbs/dashboard/figures.ipynb #c020
+# %% ../../nbs/dashboard/figures.ipynb #c022
 def _opened(run: Run | str | Path) -> Run:
     "A run, or that of a folder."
     return run if isinstance(run, Run) else open_run(run)
@@ -171,7 +187,7 @@ def load_metrics(run: Run | str | Path) -> pd.DataFrame:
     return pd.DataFrame([row for _, _, row in rows])
 
 
-# %% ../../nbs/dashboard/figures.ipynb #c025
+# %% ../../nbs/dashboard/figures.ipynb #c027
 _COUNTS = ["questions", *OUTCOMES, "rollbacks", "judge_calls", "search_abstained", "unusable_candidates"]
 
 
@@ -187,7 +203,7 @@ def _whole(m: pd.DataFrame, name: str) -> list[str]:
     return ["" if pd.isna(v) else f"{v:.0f}" for v in m[name]]
 
 
-# %% ../../nbs/dashboard/figures.ipynb #c028
+# %% ../../nbs/dashboard/figures.ipynb #c030
 def closing_frame(run: Run | str | Path) -> pd.DataFrame:
     "The run's figures as text (shares in per cent), columns without text left out; empty before the first."
     m = load_metrics(run)
@@ -213,7 +229,7 @@ def closing_frame(run: Run | str | Path) -> pd.DataFrame:
     return out.loc[:, (out != "").any()]
 
 
-# %% ../../nbs/dashboard/figures.ipynb #c031
+# %% ../../nbs/dashboard/figures.ipynb #c033
 def _since_first(run: Run, arm: str, model: str) -> str:
     "What a model gained over M1 in points, with its interval; empty where that is not known."
     found = difference_of(run, arm, 1, int(model[1:])) if model != "M1" else None
@@ -225,7 +241,7 @@ def _with_ends(row) -> str:
     return f"{100 * row.accuracy:.1f} ({100 * row.accuracy_low:.1f}-{100 * row.accuracy_high:.1f})"
 
 
-# %% ../../nbs/dashboard/figures.ipynb #c033
+# %% ../../nbs/dashboard/figures.ipynb #c035
 def short_frame(run: Run | str | Path) -> pd.DataFrame:
     "Six columns of the run's figures as text in cells, those without text left out."
     run = _opened(run)
@@ -246,7 +262,7 @@ def short_frame(run: Run | str | Path) -> pd.DataFrame:
     return out.loc[:, (out != "").any()]
 
 
-# %% ../../nbs/dashboard/figures.ipynb #c035
+# %% ../../nbs/dashboard/figures.ipynb #c037
 def closing_table(
     run: Run | str | Path,
     whole: bool = False,  # all of `closing_frame`, in some twenty columns
@@ -256,7 +272,7 @@ def closing_table(
     return "no model has been evaluated yet" if frame.empty else frame.to_string(index=False)
 
 
-# %% ../../nbs/dashboard/figures.ipynb #c039
+# %% ../../nbs/dashboard/figures.ipynb #c041
 def _solved(folder: Path) -> dict[str, bool]:
     "Which problems a model solved, by id."
     with reading(folder / "evaluation.jsonl"):
@@ -289,7 +305,7 @@ def gain(
     }
 
 
-# %% ../../nbs/dashboard/figures.ipynb #c043
+# %% ../../nbs/dashboard/figures.ipynb #c045
 def _figure(y_axis: dict, **layout) -> go.Figure:
     "An empty figure in the look of all of them."
     common = {
@@ -308,7 +324,7 @@ def _column(g: pd.DataFrame, name: str) -> pd.Series:
     return pd.to_numeric(g[name]) if name in g else pd.Series(dtype=float)
 
 
-# %% ../../nbs/dashboard/figures.ipynb #c046
+# %% ../../nbs/dashboard/figures.ipynb #c048
 def _add_shares(fig: go.Figure, name: str, x, g: pd.DataFrame, metric: str):
     "Add a line of shares with their intervals to a figure."
     y = _column(g, metric)
@@ -327,7 +343,7 @@ def accuracy_figure(run: Run | str | Path, metric: str = "accuracy") -> go.Figur
     return fig
 
 
-# %% ../../nbs/dashboard/figures.ipynb #c051
+# %% ../../nbs/dashboard/figures.ipynb #c053
 def judge_figure(run: Run | str | Path) -> go.Figure:
     "Accuracy of each judge on held-out pairs and on its own search, two lines an arm that judges."
     m = load_metrics(run)
@@ -341,7 +357,7 @@ def judge_figure(run: Run | str | Path) -> go.Figure:
     return fig
 
 
-# %% ../../nbs/dashboard/figures.ipynb #c055
+# %% ../../nbs/dashboard/figures.ipynb #c057
 _GATE_COLUMNS = ["arm", "model", "at", "gate", "value", "low", "high", "n", "threshold", "clear", "said"]
 
 
@@ -362,7 +378,7 @@ def ended_early(run: Run | str | Path) -> dict[str, str]:
     return {arm: ended.said for arm, ended in found.items() if ended}
 
 
-# %% ../../nbs/dashboard/figures.ipynb #c059
+# %% ../../nbs/dashboard/figures.ipynb #c061
 def benchmark_table(run: Run | str | Path, arm: str | None = None) -> pd.DataFrame:
     "One row a model and benchmark: accuracy with its Wilson interval, from the evaluation rows."
     rows = []
@@ -375,7 +391,7 @@ def benchmark_table(run: Run | str | Path, arm: str | None = None) -> pd.DataFra
     return pd.DataFrame(rows, columns=columns)
 
 
-# %% ../../nbs/dashboard/figures.ipynb #c062
+# %% ../../nbs/dashboard/figures.ipynb #c064
 def outcome_figure(run: Run | str | Path, arm: str | None = None) -> go.Figure:
     "What became of the steps of every search: made a pair, were unanimous, tied, were rolled back, ..."
     run = _opened(run)
@@ -392,7 +408,7 @@ def outcome_figure(run: Run | str | Path, arm: str | None = None) -> go.Figure:
     return fig
 
 
-# %% ../../nbs/dashboard/figures.ipynb #c065
+# %% ../../nbs/dashboard/figures.ipynb #c067
 def margin_figure(indexes: dict[str, Index]) -> go.Figure:
     "How often each margin (score of the chosen minus that of the rejected) occurs among the pairs, by model."
     fig = _figure({"title": "share of pairs"}, barmode="group", xaxis_title="margin")
@@ -407,7 +423,7 @@ def margin_figure(indexes: dict[str, Index]) -> go.Figure:
     return fig
 
 
-# %% ../../nbs/dashboard/figures.ipynb #c068
+# %% ../../nbs/dashboard/figures.ipynb #c070
 _PHASE_COLUMNS = ["arm", "model", "phase", "seconds", "requests", "prompt_tokens", "output_tokens"]
 
 
@@ -438,7 +454,7 @@ def phase_table(run: Run | str | Path) -> pd.DataFrame:
     return out[[c for c in _PHASE_COLUMNS if c in out]]
 
 
-# %% ../../nbs/dashboard/figures.ipynb #c071
+# %% ../../nbs/dashboard/figures.ipynb #c073
 _DRIFT_COLUMNS = [
     "arm",
     "model",
@@ -463,7 +479,7 @@ def drift_table(run: Run | str | Path) -> pd.DataFrame:
     return out
 
 
-# %% ../../nbs/dashboard/figures.ipynb #c075
+# %% ../../nbs/dashboard/figures.ipynb #c077
 def drift_warning(run: Run | str | Path) -> str:
     "What has drifted, in words; empty if nothing has."
     d = drift_table(run)
@@ -475,7 +491,7 @@ def drift_warning(run: Run | str | Path) -> str:
     return f"Drift since M1: {'; '.join(said)}." if said else ""
 
 
-# %% ../../nbs/dashboard/figures.ipynb #c079
+# %% ../../nbs/dashboard/figures.ipynb #c081
 def drift_figure(run: Run | str | Path, column: str = "steps_per_solution") -> go.Figure:
     "`steps_per_solution` or `tokens_per_step` over the models, a line an arm."
     d = drift_table(run)
@@ -485,7 +501,7 @@ def drift_figure(run: Run | str | Path, column: str = "steps_per_solution") -> g
     return fig
 
 
-# %% ../../nbs/dashboard/figures.ipynb #c082
+# %% ../../nbs/dashboard/figures.ipynb #c084
 def overview_figures(
     run: Run | str | Path,
     indexes: dict[str, Index] | None = None,  # of the arm's searches, for their margins
@@ -515,7 +531,7 @@ def _has_values(fig: go.Figure) -> bool:
     return any(v is not None for d in fig.data for v in numbers_in(d.y))
 
 
-# %% ../../nbs/dashboard/figures.ipynb #c086
+# %% ../../nbs/dashboard/figures.ipynb #c088
 def _file_name(title: str) -> str:
     "A title in lower case, with hyphens, without its remark in brackets."
     words = title.lower().partition(" (")[0]

@@ -11,6 +11,7 @@ __all__ = [
     "lines",
     "at_work",
     "model_rows",
+    "figure_notes",
     "Look",
     "look",
     "state",
@@ -52,7 +53,7 @@ from psr_nb.records import (
 
 from ..domains.find import domain_named, is_own
 from ..files import iter_jsonl, packaged, write_whole
-from ..folder import Run, Target, open_run
+from ..folder import Run, Target, figures_fault, open_run
 from ..judge import judge_stats
 from ..recipe import arm_of, recipe_value
 
@@ -121,6 +122,17 @@ def _model_name(run: Run, arm: str, n: int) -> str:
     return f"M{n}" if arm == run.recipe.arms[0] else f"{arm} M{n}"
 
 
+def figure_notes(run: Run) -> list[str]:
+    "A sentence for each model whose figures are not those of its rows."
+    faults = {(arm, n): figures_fault(Target(run, arm, n)) for arm, n, _ in run.models}
+    return [
+        f"{_model_name(run, arm, n)}: its metrics.json {fault}; its figures can't be trusted."
+        for (arm, n), fault in faults.items()
+        if fault
+    ]
+
+
+# %% ../../nbs/dashboard/runs.ipynb #c019
 def _notes(run: Run, models: pd.DataFrame, busy: bool) -> list[str]:
     "What a reader should know before reading."
     named = [(_model_name(run, m.arm, m.n), m) for m in models.itertuples()]
@@ -136,10 +148,11 @@ def _notes(run: Run, models: pd.DataFrame, busy: bool) -> list[str]:
     elif short:
         notes.append(f"Searches recorded: {'; '.join(short)}. The figures are those of the whole run.")
     torn = [name for name, m in named if m.torn]
-    return notes + [f"{name}: a file ends in half a line, which is left out." for name in torn]
+    notes += [f"{name}: a file ends in half a line, which is left out." for name in torn]
+    return notes + figure_notes(run)
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c020
+# %% ../../nbs/dashboard/runs.ipynb #c023
 @dataclass
 class Look:
     "What a folder holds."
@@ -160,7 +173,7 @@ def _unreadable(path: Path, error: Exception) -> Look:
     return Look(path, None, [f"{error}.{old} {there}"])
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c023
+# %% ../../nbs/dashboard/runs.ipynb #c026
 def _schema(path: Path) -> int | None:
     "The layout a run's recipe names; None if it names none."
     try:
@@ -187,7 +200,7 @@ def look(path: str | Path) -> Look:
     return Look(path, run, notes, models)
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c032
+# %% ../../nbs/dashboard/runs.ipynb #c035
 _WATCHED = ("*", "M*/*", "*/M*/*", "probe/*", "rejudged/*/*/*")
 
 
@@ -210,7 +223,7 @@ def state(path: Path) -> list[tuple]:
     return [*seen, (at_work(path),)]
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c036
+# %% ../../nbs/dashboard/runs.ipynb #c039
 def _check_places(s: dict):
     "InputError where a step (as JSON) names a candidate that it has not."
     named = [("chosen", s["chosen"]), ("rejected", s.get("rejected"))]
@@ -222,7 +235,7 @@ def _check_places(s: dict):
             raise InputError(f"step {s['k']}: {name} is {at!r}, of {count} candidates")
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c038
+# %% ../../nbs/dashboard/runs.ipynb #c041
 def _step_figures(s: dict) -> dict:
     "What one step (as JSON) adds to the figures of its search."
     _check_places(s)
@@ -247,7 +260,7 @@ def _step_figures(s: dict) -> dict:
     }
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c042
+# %% ../../nbs/dashboard/runs.ipynb #c045
 DECISION = ("step", "attempt", "outcome", "candidates", "comparisons", "abstained", "disagree")
 DECISION += ("consistency", "margin", "kept", "tie_broken")  # what the index keeps of a step, in order
 
@@ -282,7 +295,7 @@ def trajectory_figures(row: dict) -> dict:
     return figures
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c046
+# %% ../../nbs/dashboard/runs.ipynb #c049
 def read_line(line: bytes) -> dict:
     "A line of JSONL as an object; question marks for halves of surrogate pairs. ValueError if it is none."
     row = json.loads(line.decode("utf-8", "replace"))
@@ -292,7 +305,7 @@ def read_line(line: bytes) -> dict:
     return json.loads(text.encode("utf-8", "replace"))
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c050
+# %% ../../nbs/dashboard/runs.ipynb #c053
 @dataclass
 class Index:
     "Figures and place of every search in a trajectories.jsonl."
@@ -331,7 +344,7 @@ def _same_file(index: Index) -> bool:
     return zlib.crc32(line) == index.crc
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c054
+# %% ../../nbs/dashboard/runs.ipynb #c057
 _NUMBER = (int, float)
 _NONE = type(None)
 _KINDS = {
@@ -369,7 +382,7 @@ def _well_formed(row) -> bool:
     )
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c057
+# %% ../../nbs/dashboard/runs.ipynb #c060
 _VERSION = 2  # of the index on disk
 _WORTH = 4_000_000  # bytes of a file worth an index on disk
 
@@ -385,7 +398,7 @@ def _believable(kept: dict) -> bool:
     return all(_well_formed(r) and r["offset"] + r["length"] <= kept["covered"] for r in rows)
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c059
+# %% ../../nbs/dashboard/runs.ipynb #c062
 def _kept_index(path: Path) -> Index:
     "The index on disk, or an empty one."
     file = path.with_suffix(".index.json")
@@ -409,7 +422,7 @@ def _keep(index: Index):
         pass  # a run that can only be read
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c063
+# %% ../../nbs/dashboard/runs.ipynb #c066
 Right = Callable[[str, str | None], bool | None]  # (problem, answer) -> is it right? None: not known
 
 
@@ -438,7 +451,7 @@ def _add_line(index: Index, line: bytes, right: Right):
     index.covered += len(line)
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c067
+# %% ../../nbs/dashboard/runs.ipynb #c070
 def _add_whole_lines(index: Index, right: Right):
     "Index what the file has beyond the index; half a line at the end is waited for."
     with open(index.path, "rb") as f:
@@ -468,7 +481,7 @@ def index_file(
     return index
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c073
+# %% ../../nbs/dashboard/runs.ipynb #c076
 def _reference(row, where: str) -> tuple[str | None, str | None]:
     "Id and reference answer of a question, as far as it has them. InputError, at `where`, for anything else."
     pair = (row.get("id"), row.get("answer")) if isinstance(row, dict) else (row,)
@@ -477,7 +490,7 @@ def _reference(row, where: str) -> tuple[str | None, str | None]:
     return pair
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c075
+# %% ../../nbs/dashboard/runs.ipynb #c078
 def golds(run: Run, n: int) -> dict[str, str]:
     "Reference answers of the questions searched for model `n`, where they are known."
     path = run.data(f"questions-{n}")
@@ -514,7 +527,7 @@ def grader(run: Run, n: int) -> Right:
     return right
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c081
+# %% ../../nbs/dashboard/runs.ipynb #c084
 class Iteration(Target):
     "The searches that made model `n` of an arm."
 
@@ -534,7 +547,7 @@ class Iteration(Target):
         return index_file(path, grader(self.run, self.n), before)
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c085
+# %% ../../nbs/dashboard/runs.ipynb #c088
 def run_index(
     run: Run,
     n: int,
@@ -557,7 +570,7 @@ def run_indexes(run: Run, arm: str | None = None) -> dict[str, Index]:
     return found
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c088
+# %% ../../nbs/dashboard/runs.ipynb #c091
 PROBLEM_COLUMNS = [
     "id",
     "right",
@@ -583,7 +596,7 @@ def problem_table(index: Index) -> pd.DataFrame:
     return pd.DataFrame(index.rows, columns=PROBLEM_COLUMNS)
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c092
+# %% ../../nbs/dashboard/runs.ipynb #c095
 FILTERS = {
     "all": lambda t: t.id == t.id,
     "right": lambda t: t.right.eq(True),
@@ -617,7 +630,7 @@ def choose_problems(
     return out.sort_values(sort, ascending=not descending, na_position="last", kind="stable")
 
 
-# %% ../../nbs/dashboard/runs.ipynb #c098
+# %% ../../nbs/dashboard/runs.ipynb #c101
 def load_trajectory(
     run: Run | str | Path,
     n: int,  # of the model that the search made

@@ -57,6 +57,7 @@ from .compare import evaluations
 from .figures import load_metrics
 from .html import html_table, note, plain
 from .report import page_head
+from .runs import figure_notes
 from .svg import figure_svg, write_png
 
 
@@ -264,6 +265,8 @@ def sweep_json(path: str | Path) -> dict:
     failed = {name: said for name, said in read_failed(path).items() if name not in finished}
     done = {"runs": len(sweep.members), "finished": len(finished), "failed": failed}
     done["ended"] = ended_runs(sweep)
+    odd = [f"{member.name}: {said}" for member, run in _begun(sweep) for said in figure_notes(run)]
+    done |= {"odd": odd} if odd else {}
     return made | about | done | {"comparisons": counts, "cells": rows}
 
 
@@ -341,7 +344,7 @@ def sweep_notes(found: dict) -> list[str]:
         notes.append(
             f"{found['finished']} of {found['runs']} runs are finished; the table has what is measured."
         )
-    notes += _notes_of_ends(found)
+    notes += found.get("odd", []) + _notes_of_ends(found)
     if any(row["seeds"] == 1 for row in found["cells"]):
         notes.append("Intervals of one seed cover its test problems only, and not the luck of the seed.")
     if any(row["seeds"] == 2 for row in found["cells"]):

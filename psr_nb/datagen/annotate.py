@@ -36,10 +36,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from ..engine import Engine, seed_of
-from ..files import append_jsonl, continued_jsonl
+from ..files import append_jsonl, continued_jsonl, lock_file, make_folder
 from ..records import Completion, InputError, Request, Sampling
 from ..texts.chat import prompt_ids
 
@@ -70,8 +70,8 @@ def reply_key(model: str, prompt: str, settings: dict) -> str:
 def answers_in(path: str | Path):
     "{key: Reply} of an answers file, which no other process can use meanwhile. InputError if one does."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(path.name + ".lock"), "w") as lock:
+    make_folder(path.parent)
+    with lock_file(path.with_name(path.name + ".lock")) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
@@ -228,32 +228,81 @@ class _Again(Exception):
         self.billed = billed
 
 
-def _client(s: ServerSettings):
-    "The openai client. InputError without the package, or without a key where one is needed."
+# %% ../../nbs/datagen/annotate.ipynb #c039
+def _sendable(text: str) -> bool:
+    "Can a text stand in a header? ASCII without control characters can."
+    return text.isascii() and text.isprintable()
+
+
+def _check_address(s: ServerSettings):
+    "InputError for an address, which may hold a password and isn't shown, that is none."
+    name = "the server's address" if s.base_url else "OPENAI_BASE_URL"
+    given = s.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+    try:
+        parts = urlsplit(given)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # brackets that aren't closed, or a port that is no number
+        good = False
+    if not good or not given.isprintable():
+        raise InputError(f"{name} can't be read; give it as http://HOST:PORT/v1")
+
+
+# %% ../../nbs/datagen/annotate.ipynb #c042
+def _openai(s: ServerSettings, key: str | None):
+    "The openai client with a key. InputError where the settings or the environment allow none."
     try:
         from openai import OpenAI, OpenAIError
     except ImportError as e:
-        raise InputError(
-            "asking a server needs the package openai: pip install 'psr_nb[annotate]'"
-        ) from e
-    key = os.environ.get(s.key_from) or ("none" if s.base_url else None)
+        way = "pip install 'psr_nb[annotate]'"
+        raise InputError(f"asking a server needs the package openai: {way}") from e
     try:
         return OpenAI(base_url=s.base_url, api_key=key, timeout=s.timeout, max_retries=0)
     except OpenAIError as e:
-        raise InputError(
-            f"no key: set the environment variable {s.key_from}, or the address of a server that needs none"
-        ) from e
+        way = f"set the environment variable {s.key_from}, or the address of a server that needs none"
+        raise InputError(f"no key: {way}") from e
+    except Exception as e:  # whatever its libraries have against a proxy or a certificate
+        why = masked(str(e), s)[:300]
+        way = "look at the environment's variables for proxies and certificates"
+        raise InputError(f"the server can't be asked from here ({why}); {way}") from None
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c040
+def _client(s: ServerSettings):
+    "The openai client. InputError for a key, an address or an environment that it can't be made with."
+    key = os.environ.get(s.key_from, "").strip()
+    if not _sendable(key):
+        odd = "a line break, another control character or a letter that is not ASCII"
+        raise InputError(f"the key in {s.key_from} holds {odd}, and can't be sent; set it again")
+    _check_address(s)
+    client = _openai(s, key or ("none" if s.base_url else None))
+    for name, value in client.default_headers.items():
+        if isinstance(value, str) and not _sendable(value):
+            raise InputError(f"the header {name}, from the environment, can't be sent; set it again")
+    return client
+
+
+# %% ../../nbs/datagen/annotate.ipynb #c047
+_SECRET_NAME = re.compile(r"key|token|secret|sig|pass|auth|code|credential", re.IGNORECASE)
+
+
+def _in_address(s: ServerSettings) -> list[str]:
+    "The password of the server's address, and the values in it whose names are those of secrets."
+    given = s.base_url or os.environ.get("OPENAI_BASE_URL") or ""
+    try:
+        parts = urlsplit(given)
+        password = unquote(parts.password or "")
+    except ValueError:  # no address, which nothing will be sent to
+        return []
+    return [password] + [v for name, v in parse_qsl(parts.query) if _SECRET_NAME.search(name)]
+
+
 def _secrets(s: ServerSettings) -> list[str]:
-    "The key and the address's password, as they are and as they stand in an address."
-    password = urlsplit(s.base_url or "").password or ""
-    found = [os.environ.get(s.key_from, "").strip(), unquote(password)]
+    "The key and the address's secrets, as they are and as they stand in an address."
+    found = [os.environ.get(s.key_from, "").strip(), *_in_address(s)]
     written = [form for secret in found for form in (secret, quote(secret, safe=""))]
     return sorted({x for x in written if len(x) >= 6}, key=len, reverse=True)
 
 
+# %% ../../nbs/datagen/annotate.ipynb #c049
 def _coded(secret: str) -> set[str]:
     "What of a secret's base64 is the same whatever stands around it, for each of the three places to begin."
     found, data = set(), secret.encode()
@@ -265,7 +314,7 @@ def _coded(secret: str) -> set[str]:
     return found
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c043
+# %% ../../nbs/datagen/annotate.ipynb #c052
 _BREAK = r"(?:\s|\\{1,4}[nr]){0,4}"
 
 
@@ -286,7 +335,7 @@ def _pattern(secret: str) -> re.Pattern:
     return re.compile("|".join(written), re.IGNORECASE)
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c045
+# %% ../../nbs/datagen/annotate.ipynb #c054
 def unkeyed(text: str, s: ServerSettings) -> str:
     "A text without the server's own key and password, however they are written."
     for secret in _secrets(s):
@@ -294,10 +343,11 @@ def unkeyed(text: str, s: ServerSettings) -> str:
     return text
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c047
+# %% ../../nbs/datagen/annotate.ipynb #c056
 _NAMED = r"(?i)((?:authorization|api[-_]?key|access_token|password|secret)['\"]?\s*[:=]\s*['\"]?)"
 _CREDENTIALS = (
     (r"(?<=://)[^\s/@'\"]+(?=@)", "***"),  # of an address
+    (r"((?:[?&]|\\u0026|&amp;)[\w.~%-]{1,99}=)[^\s'\"&<>,;)}\]\\]+", r"\1***"),  # in its query
     (_NAMED + r"((?:bearer|basic)\s+)?[^\s'\"&,;}]+", r"\1\2***"),
     (r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{6,}", r"\1 ***"),
     (r"\b(sk|pk|hf|gsk|xai)[-_][\w-]{8,}", r"\1-***"),  # as providers write their keys
@@ -312,7 +362,7 @@ def masked(text: str, s: ServerSettings) -> str:
     return text
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c052
+# %% ../../nbs/datagen/annotate.ipynb #c061
 def _content(choice: dict) -> str:
     "The text of a response's choice. TypeError if there is none."
     text = choice["message"]["content"]
@@ -347,7 +397,7 @@ def _reply(key: str, prompt: str, body: str, s: ServerSettings) -> Reply:
         raise _Again(f"another format ({type(e).__name__}: {why}): {got!r}", billed=True) from None
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c056
+# %% ../../nbs/datagen/annotate.ipynb #c065
 def _seconds(header: str | None) -> float:
     "Seconds in a retry-after header, perhaps without end; 0 where it holds no number."
     try:
@@ -362,7 +412,7 @@ def _said(e, s: ServerSettings) -> str:
     return f"{e.status_code} {words[:160]}"
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c058
+# %% ../../nbs/datagen/annotate.ipynb #c067
 def _address(client, s: ServerSettings) -> str:
     "The server's address, as it may be shown."
     return masked(str(client.base_url), s)
@@ -373,7 +423,7 @@ def _wrong_key(client, s: ServerSettings, e) -> InputError:
     return InputError(f"{_address(client, s)} refused the key in {s.key_from} ({_said(e, s)})")
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c060
+# %% ../../nbs/datagen/annotate.ipynb #c069
 _LONGEST = 3600  # seconds that a server can make us wait
 
 
@@ -402,7 +452,7 @@ def _refusal(client, s: ServerSettings, e) -> str:
     return f"refused: {_said(e, s)}"
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c064
+# %% ../../nbs/datagen/annotate.ipynb #c073
 def _call(client, key: str, prompt: str, s: ServerSettings) -> Reply:
     """One try; a Reply with a problem if the prompt was refused.
 
@@ -424,7 +474,7 @@ def _call(client, key: str, prompt: str, s: ServerSettings) -> Reply:
         return Reply(key, prompt, None, model=s.model, problem=_refusal(client, s, e))
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c068
+# %% ../../nbs/datagen/annotate.ipynb #c077
 class _Pace:
     "Says when the next request may begin."
 
@@ -446,7 +496,7 @@ class _Pace:
             self.next = max(self.next, time.monotonic() + seconds)
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c071
+# %% ../../nbs/datagen/annotate.ipynb #c080
 class _Asker:
     "Asks a server for answers, keeps each in the file, and counts what went wrong."
 
@@ -521,7 +571,7 @@ class _Asker:
         return self.keep(self.none(key, prompt, f"gave up: {why}"))
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c075
+# %% ../../nbs/datagen/annotate.ipynb #c084
 _GONE = ("gave up: no connection", "gave up: time-out")
 
 
@@ -544,7 +594,7 @@ def _first(asker: _Asker, todo: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return todo if problem.startswith("gave up") else todo[1:]
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c079
+# %% ../../nbs/datagen/annotate.ipynb #c088
 def _listen(asker: _Asker, reply: Reply):
     "InputError when as many replies in a row as are under way found nobody there."
     gone = (reply.problem or "").startswith(_GONE)
@@ -557,7 +607,7 @@ def _listen(asker: _Asker, reply: Reply):
         )
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c082
+# %% ../../nbs/datagen/annotate.ipynb #c091
 def _start(asker: _Asker, pool: ThreadPoolExecutor, waiting: list, under_way: dict):
     "Begin as many of the waiting prompts as concurrency and budget allow; {future: tokens reserved for it}."
     while waiting and len(under_way) < asker.s.concurrency:
@@ -589,7 +639,7 @@ def _rest(asker: _Asker, todo: list[tuple[str, str]], progress: Callable[[str, i
         asker.answers[key] = asker.none(key, prompt, "budget spent")
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c086
+# %% ../../nbs/datagen/annotate.ipynb #c095
 def _faults_line(asker: _Asker) -> str:
     "What went wrong, counted, in a sentence."
     counted = (f"{n} x {what}" for what, n in asker.faults.most_common())
@@ -627,7 +677,7 @@ def ask_server(
         return [answers[k] for k in keys]
 
 
-# %% ../../nbs/datagen/annotate.ipynb #c092
+# %% ../../nbs/datagen/annotate.ipynb #c101
 def check_server(s: ServerSettings) -> None:
     "InputError if nobody answers at the server's address, or it doesn't know the key."
     import openai

@@ -37,6 +37,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files import refuse_damaged
 from ..records import InputError, json_file, reading, refuse_irregular
 
 if TYPE_CHECKING:
@@ -128,12 +129,28 @@ def weights_in(folder: str | Path) -> int:
 
 
 # %% ../../nbs/engines/load.ipynb #c021
+def _refuse_dangling(*files: Path):
+    "InputError for a link to a file that isn't there, as the hub's cache has them when it was cleared."
+    for file in files:
+        if file.is_symlink() and not file.exists():
+            gone = f"a link to {os.readlink(file)}, which is not there"
+            raise InputError(f"{file}: {gone}; copy the model again")
+
+
+def _large_files(folder: Path) -> list[str]:
+    "The names of a folder's files of more than 100 kB."
+    files = folder.iterdir() if folder.is_dir() else []
+    return sorted(f.name for f in files if f.is_file() and f.stat().st_size > 100_000)
+
+
+# %% ../../nbs/engines/load.ipynb #c024
 def _shards(index: Path) -> list[Path]:
     "The files that an index names. InputError for one that isn't there."
     with reading(index, "it is no index of weights"):
         names = sorted(set(json_file(index)["weight_map"].values()))
         files = [index.parent / name for name in names]
     for file in files:
+        _refuse_dangling(file)
         if file.name != str(file.relative_to(index.parent)) or not file.exists():
             missing = f"it names {file.name}, which is not in the folder"
             raise InputError(f"{index}: {missing}; copy the model again")
@@ -142,10 +159,12 @@ def _shards(index: Path) -> list[Path]:
 
 def weight_files(folder: Path) -> list[Path]:
     "The safetensors files with a model's weights; [] for trusted pickled ones. InputError for neither."
-    if (folder / "model.safetensors").exists():
-        return [folder / "model.safetensors"]
-    if (folder / "model.safetensors.index.json").exists():
-        return _shards(folder / "model.safetensors.index.json")
+    one, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    _refuse_dangling(one, index)
+    if one.exists():
+        return [one]
+    if index.exists():
+        return _shards(index)
     pickled = sorted(f.name for f in folder.glob("pytorch_model*.bin"))
     if pickled and trusted().pickled:
         return []
@@ -153,14 +172,12 @@ def weight_files(folder: Path) -> list[Path]:
         way = "save it as safetensors, or set engine.pickled if you trust whoever made it"
         told = f"its weights are pickled ({pickled[0]}), and a pickle can run code"
         raise InputError(f"{folder}: {told}; {way}")
-    others = (
-        sorted(f.name for f in folder.iterdir() if f.stat().st_size > 100_000) if folder.is_dir() else []
-    )
+    others = _large_files(folder)
     held = f"; its large files are {', '.join(others[:5])}" if others else ""
     raise InputError(f"{folder}: there are no weights in it, no model.safetensors{held}")
 
 
-# %% ../../nbs/engines/load.ipynb #c025
+# %% ../../nbs/engines/load.ipynb #c028
 MOST_LAYERS = 2000
 
 
@@ -181,7 +198,7 @@ def _check_sizes(config: dict, file: Path, size: int):
                 raise InputError(f"{file}: {told}, and the files with the weights have {size:,} bytes")
 
 
-# %% ../../nbs/engines/load.ipynb #c029
+# %% ../../nbs/engines/load.ipynb #c032
 _READ = ("*.json", "*.model", "*.jinja", "vocab*", "merges*")  # besides the weights
 
 
@@ -195,6 +212,7 @@ def _refuse_adapter(folder: Path):
 def _config_of(folder: Path) -> dict:
     "What config.json says, after a look at all files but the weights. InputError for a damaged one."
     _refuse_adapter(folder)
+    _refuse_dangling(folder / "config.json")
     if not (folder / "config.json").exists():
         raise InputError(f"{folder}: not a model folder, it has no config.json")
     for pattern in _READ:
@@ -210,21 +228,32 @@ def _config_of(folder: Path) -> dict:
     return found
 
 
-# %% ../../nbs/engines/load.ipynb #c033
-def _refuse_whole_numbers(file: Path, tensors: dict[str, dict]):
-    "InputError for weights in whole numbers, which mean nothing without a scale."
+# %% ../../nbs/engines/load.ipynb #c036
+_WHOLE = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
+_TINY = ("F8_", "F6_", "F4")  # floating-point types of 8 bits and fewer
+
+
+def _needs_scale(name: str, tensor: dict) -> bool:
+    "Is a tensor of a kind that means nothing without a scale?"
+    if len(tensor["shape"]) < 2:
+        return False
+    if tensor["dtype"] in _WHOLE:  # masks of old versions are whole numbers too
+        return name.endswith((".weight", "_proj"))
+    return tensor["dtype"].startswith(_TINY)
+
+
+def _refuse_unscaled(file: Path, tensors: dict[str, dict]):
+    "InputError for weights in whole numbers or in 8 bits and fewer, which mean nothing without a scale."
     for name, tensor in tensors.items():
-        if (
-            name.endswith(".weight")
-            and tensor["dtype"] in ("I8", "U8", "I32")
-            and len(tensor["shape"]) > 1
-        ):
-            said = f"{name} holds whole numbers, and config.json names no quantization_config"
+        if _needs_scale(name, tensor):
+            held = "whole numbers" if tensor["dtype"] in _WHOLE else f"numbers of type {tensor['dtype']}"
+            said = f"{name} holds {held}, and config.json names no quantization_config"
             raise InputError(
                 f"{file}: {said}; copy the whole model again, or take one that isn't quantised"
             )
 
 
+# %% ../../nbs/engines/load.ipynb #c040
 def check_folder(path: str | Path) -> list[Path]:
     "The files with a model's weights. InputError for a file that is missing, cut or not what it should be."
     folder = Path(path)
@@ -232,13 +261,14 @@ def check_folder(path: str | Path) -> list[Path]:
     for file in files:
         tensors = tensors_of(file)
         if not config.get("quantization_config"):
-            _refuse_whole_numbers(file, tensors)
+            _refuse_unscaled(file, tensors)
     if files:
         _check_sizes(config, folder / "config.json", sum(f.stat().st_size for f in files))
+    refuse_damaged(folder)
     return files
 
 
-# %% ../../nbs/engines/load.ipynb #c037
+# %% ../../nbs/engines/load.ipynb #c044
 def _code_names(folder: Path) -> list[str]:
     "What the folder's settings name as its code: `module.Class`, after `repository--` if it lies elsewhere."
     found = []
@@ -251,7 +281,7 @@ def _code_names(folder: Path) -> list[str]:
     return [n for n in found if isinstance(n, str)]
 
 
-# %% ../../nbs/engines/load.ipynb #c041
+# %% ../../nbs/engines/load.ipynb #c048
 def _code_files(folder: Path) -> list[Path]:
     "The Python files that the folder's settings name, and those that these import."
     from transformers.dynamic_module_utils import get_relative_import_files
@@ -272,7 +302,7 @@ def code_version(folder: str | Path) -> str | None:
     return blake2b(b"".join(both), digest_size=8).hexdigest() if files else None
 
 
-# %% ../../nbs/engines/load.ipynb #c044
+# %% ../../nbs/engines/load.ipynb #c051
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -313,7 +343,7 @@ def code_arguments(path: str) -> dict:
     return {"trust_remote_code": True} | commit
 
 
-# %% ../../nbs/engines/load.ipynb #c048
+# %% ../../nbs/engines/load.ipynb #c055
 @cache
 def _reach(path: str) -> dict:
     "How `from_pretrained` gets a hub model: from the network or the cache. InputError if it is in neither."
@@ -335,7 +365,7 @@ def _reach(path: str) -> dict:
     return {}
 
 
-# %% ../../nbs/engines/load.ipynb #c052
+# %% ../../nbs/engines/load.ipynb #c059
 def _refusal(path: str, e: Exception, what: str) -> InputError:
     "What is said of a model, or part of one, that could not be loaded."
     import torch
@@ -374,7 +404,7 @@ def _loading(path: str, what: str):
         logging.set_verbosity(before)
 
 
-# %% ../../nbs/engines/load.ipynb #c056
+# %% ../../nbs/engines/load.ipynb #c063
 def _check_keys(where: str, kind: str, found: dict, allowed: Trust):
     "InputError for weights that the files lack, have too many of, or have in another shape."
     way = "if that is meant, name them in engine.other_weights"
@@ -413,7 +443,67 @@ def _check_finite(where: str, model):
                 )
 
 
-# %% ../../nbs/engines/load.ipynb #c060
+# %% ../../nbs/engines/load.ipynb #c067
+def _one_number(p) -> bool:
+    "Do weights hold the same number everywhere?"
+    flat = p.detach().reshape(-1)
+    return bool((flat[:64] == flat[0]).all()) and bool((flat == flat[0]).all())
+
+
+def _same_of_all(norm, p) -> bool:
+    "Does a norm with the weights `p` make the same of two different vectors?"
+    import torch
+
+    n, like = p.numel(), dict(dtype=p.dtype, device=p.device)
+    both = torch.stack([torch.linspace(-1, 1, n, **like), torch.linspace(2, -1, n, **like)])
+    try:
+        with torch.no_grad():
+            one, other = norm(both)
+    except Exception:  # a norm that takes something else, as a gate
+        return False
+    return bool((one == other).all())
+
+
+# %% ../../nbs/engines/load.ipynb #c070
+def _multiplies(name: str, module, p) -> bool:
+    "Are weights a matrix, or the experts' matrices, by which all that is said is multiplied?"
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    *_, layer, own = ("", *name.split("."))
+    if p.dim() > 2:
+        return own.endswith("proj") or isinstance(module, torch.nn.Conv1d)
+    gate = "router" in layer or ("gate" in layer and not re.search("gate_?(up_?)?proj", layer))
+    return isinstance(module, torch.nn.Linear | Conv1D) and not gate
+
+
+def _is_dead(name: str, module, p, words) -> bool:
+    "Are weights such that nothing passes through their module? `words` are the model's input embeddings."
+    if not p.is_floating_point() or p.element_size() == 1 or p.is_meta or p.numel() < 2:
+        return False
+    if p.dim() == 1:
+        norm = "norm" in type(module).__name__.lower() and p is getattr(module, "weight", None)
+        return norm and _one_number(p) and _same_of_all(module, p)
+    return (module is words or _multiplies(name, module, p)) and _one_number(p)
+
+
+# %% ../../nbs/engines/load.ipynb #c073
+def _check_alive(where: str, model, allowed: Trust):
+    "InputError for weights through which nothing passes, such as a matrix of zeros."
+    words, dead = model.get_input_embeddings(), {}
+    for name, module in model.named_modules():
+        for own, p in module.named_parameters(recurse=False):
+            if _is_dead(f"{name}.{own}", module, p, words):
+                dead[f"{name}.{own}"] = p
+    left = allowed.not_named(dead)
+    if left:
+        number = float(dead[left[0]].detach().reshape(-1)[0])
+        told = f"weights of {type(model).__name__} hold nothing but one number ({len(left)})"
+        way = "copy the model again, or name them in engine.other_weights if that is meant"
+        raise InputError(f"{where}: {told}: {', '.join(left[:3])} ({number:g}); {way}")
+
+
+# %% ../../nbs/engines/load.ipynb #c076
 def load_as(
     auto_class: str,  # of transformers
     path: str,  # folder or hub id
@@ -442,6 +532,7 @@ def load_as(
         _check_keys(where, type(model).__name__, found, allowed)
         model = model.to(device)
         _check_finite(where, model)
+        _check_alive(where, model, allowed)
     return model.eval()
 
 
@@ -450,7 +541,7 @@ def load_model(path: str, dtype: str = "auto", device: str | None = None):
     return load_as("AutoModelForCausalLM", path, dtype, device)
 
 
-# %% ../../nbs/engines/load.ipynb #c066
+# %% ../../nbs/engines/load.ipynb #c082
 def empty_model(path: str, dtype: str = "auto"):
     "The causal language model of a folder or hub id without its weights. InputError if it is none."
     import torch
@@ -465,7 +556,7 @@ def empty_model(path: str, dtype: str = "auto"):
         return AutoModelForCausalLM.from_config(config, dtype=torch_dtype(dtype, "cpu"), **trust).eval()
 
 
-# %% ../../nbs/engines/load.ipynb #c069
+# %% ../../nbs/engines/load.ipynb #c085
 def _damaged(path: str) -> str:
     "The file of a tokenizer that is not JSON, or else the folder."
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"):
@@ -501,7 +592,7 @@ def open_tokenizer(path: str):
     return tok
 
 
-# %% ../../nbs/engines/load.ipynb #c073
+# %% ../../nbs/engines/load.ipynb #c089
 def _rope_parameters(config) -> list[dict]:
     "The settings of a model's rotary positions: one, or one for each kind of layer."
     given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
@@ -528,7 +619,7 @@ def length_border(config) -> int | None:
     return min((b for b in borders if b), default=None)
 
 
-# %% ../../nbs/engines/load.ipynb #c077
+# %% ../../nbs/engines/load.ipynb #c093
 def pad_id(tokenizer, vocabulary: int) -> int:
     "An id to fill rows up with that a model with so many ids takes."
     for i in (tokenizer.pad_token_id, tokenizer.eos_token_id):

@@ -15,6 +15,7 @@ __all__ = [
     "rows_or_unread",
     "source_rows",
     "hub_found",
+    "may_be_on_hub",
     "hub_rows",
     "columns_of",
     "first_of",
@@ -284,17 +285,26 @@ def _hub_or_kept():
 
 
 # %% ../../nbs/questions/read.ipynb #c045
+def may_be_on_hub(source: str) -> bool:
+    "Can a source be the name of a data set on the hub? owner/name, and not the path of a file."
+    name = source.split(":")[0]
+    return (
+        len(source) <= 200 and bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not FORMAT.search(name)
+    )
+
+
+# %% ../../nbs/questions/read.ipynb #c047
 def hub_rows(
     source: str,  # owner/name, owner/name:split or owner/name:config:split
 ):
     """Yield (where, object) for every row of a data set on the hub.
 
     InputError for what is no name of a set, and where the hub does not give us the set."""
+    if not may_be_on_hub(source):
+        raise InputError(f"{source}: no such file")
     from datasets import load_dataset
 
     name, *rest = source.split(":")
-    if len(source) > 200 or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or FORMAT.search(name):
-        raise InputError(f"{source}: no such file")
     try:
         with _hub_or_kept():
             rows = load_dataset(name, *rest[:-1], split=rest[-1] if rest else "train")
@@ -306,7 +316,7 @@ def hub_rows(
     yield from ((f"{source}:{i}", r) for i, r in enumerate(rows, 1))
 
 
-# %% ../../nbs/questions/read.ipynb #c051
+# %% ../../nbs/questions/read.ipynb #c053
 COLUMNS = {
     "id": ("id", "unique_id", "ID"),
     "before": ("Body", "body", "passage"),  # text that the question begins with
@@ -330,7 +340,7 @@ def first_of(row: dict, *columns: str):
     return next(held, (columns[0], None))
 
 
-# %% ../../nbs/questions/read.ipynb #c054
+# %% ../../nbs/questions/read.ipynb #c056
 NAMED = ("id", "question", "answer", "solution")  # the fields whose columns can be named
 
 
@@ -351,7 +361,7 @@ def named_columns(row: dict, where: str, fields: dict[str, str] | None) -> dict[
     return dict(fields)
 
 
-# %% ../../nbs/questions/read.ipynb #c058
+# %% ../../nbs/questions/read.ipynb #c060
 def _characters(text: str, where: str, column: str) -> str:
     "A text of whole characters. InputError for half of a surrogate pair, which no tokenizer takes."
     half = re.search("[\ud800-\udfff]", text)
@@ -362,7 +372,7 @@ def _characters(text: str, where: str, column: str) -> str:
     return text
 
 
-# %% ../../nbs/questions/read.ipynb #c061
+# %% ../../nbs/questions/read.ipynb #c063
 def answer_text(value, where: str, column: str) -> str | None:
     "An answer as text; None if there is none. InputError for an object or a truth value."
     if value is None or value != value:  # NaN
@@ -385,7 +395,7 @@ def answer_text(value, where: str, column: str) -> str | None:
     return re.sub(r"^(-?\d+)\.0$", r"\1", text)
 
 
-# %% ../../nbs/questions/read.ipynb #c066
+# %% ../../nbs/questions/read.ipynb #c068
 def _words(row: dict, where: str, column: str | None) -> str:
     "The text of a column, '' where it is empty. InputError for anything but text."
     value = row.get(column)
@@ -397,7 +407,7 @@ def _words(row: dict, where: str, column: str | None) -> str:
     return _characters(value.strip(), where, column)
 
 
-# %% ../../nbs/questions/read.ipynb #c069
+# %% ../../nbs/questions/read.ipynb #c071
 def _one_line(options: str) -> str:
     "Options that are one text; those that begin with `a )` one a line, with capitals: `(A) 38`."
     options = options.strip()
@@ -427,7 +437,7 @@ def _options(row: dict, where: str, column: str) -> str:
     return "\n".join(lines)
 
 
-# %% ../../nbs/questions/read.ipynb #c072
+# %% ../../nbs/questions/read.ipynb #c074
 def _question(row: dict, where: str, took: dict[str, str]) -> str:
     "The question of a row, with the text before it. InputError where there is none."
     column = took.get("question")
@@ -448,7 +458,7 @@ def _question(row: dict, where: str, took: dict[str, str]) -> str:
     return f"{before}{stop}{space}{question}"
 
 
-# %% ../../nbs/questions/read.ipynb #c075
+# %% ../../nbs/questions/read.ipynb #c077
 def _solution(row: dict, where: str, column: str | None) -> str | None:
     "The worked solution of a row, its parts joined where it is a list; None without one."
     value = row.get(column)
@@ -457,7 +467,7 @@ def _solution(row: dict, where: str, column: str | None) -> str | None:
     return value if _words({column: value}, where, column) else None
 
 
-# %% ../../nbs/questions/read.ipynb #c078
+# %% ../../nbs/questions/read.ipynb #c080
 Reader = Callable[[str], str | None]  # a worked solution -> its final answer
 
 
@@ -481,7 +491,7 @@ def _read_from(solution: str, read: Reader | None) -> str | None:
     return found
 
 
-# %% ../../nbs/questions/read.ipynb #c081
+# %% ../../nbs/questions/read.ipynb #c083
 def _answer_and_solution(
     row: dict, where: str, took: dict[str, str], read: Reader | None = None
 ) -> tuple:
@@ -503,7 +513,7 @@ def _answer_and_solution(
     return answer, solution
 
 
-# %% ../../nbs/questions/read.ipynb #c084
+# %% ../../nbs/questions/read.ipynb #c086
 def _taken(row, where: str, fields: dict[str, str] | None) -> tuple[dict, set[str]]:
     "(field -> the column it comes from, the fields whose column isn't a usual one). InputError for no row."
     if not isinstance(row, dict):
@@ -535,7 +545,7 @@ def _id(row: dict, where: str, column: str | None, otherwise: str) -> str:
     return _characters(str(value), where, column)
 
 
-# %% ../../nbs/questions/read.ipynb #c087
+# %% ../../nbs/questions/read.ipynb #c089
 def _is_of(number: int, option) -> bool:
     "Is this whole number written in an option, as in `A) 21 cm` and not in `2.5`?"
     found = re.findall(r"-?\d[\d,./^]*", re.sub(r"^\(?[A-J][).:]", "", str(option)))
@@ -554,7 +564,7 @@ def _refuse_place(row: dict, where: str, took: dict[str, str]):
         )
 
 
-# %% ../../nbs/questions/read.ipynb #c091
+# %% ../../nbs/questions/read.ipynb #c093
 def as_problem(
     row: dict,
     where: str,  # names the row in an error message
@@ -587,7 +597,7 @@ def as_problem(
     return Problem(_id(row, where, took.get("id"), id), question, answer, meta)
 
 
-# %% ../../nbs/questions/read.ipynb #c101
+# %% ../../nbs/questions/read.ipynb #c103
 def say_taken(source: str, problems: list[Problem], fields: dict | None):
     "A warning of the columns that were taken for a question or an answer though they aren't the usual ones."
     told = {}
@@ -604,7 +614,7 @@ def say_taken(source: str, problems: list[Problem], fields: dict | None):
         )
 
 
-# %% ../../nbs/questions/read.ipynb #c105
+# %% ../../nbs/questions/read.ipynb #c107
 def file_stem(path: str) -> str:
     "A file's name without its format: `gsm8k_test` of `data/gsm8k_test.jsonl.gz`."
     return Path(path.removesuffix(".gz")).stem
