@@ -8,6 +8,7 @@ __all__ = [
     "Policy",
     "MOST_FOR_A",
     "PAIR_SHARE",
+    "BETWEEN_EXAMPLES",
     "TOO_LONG",
     "Asking",
     "HIGHEST",
@@ -657,6 +658,9 @@ def no_seed(a: int, b: int) -> int:
 
 
 # %% ../nbs/04_judge.ipynb #c098
+BETWEEN_EXAMPLES = "\n\n\n"
+
+
 def judge_requests(
     setup: JudgeSetup,
     question: str,
@@ -668,8 +672,7 @@ def judge_requests(
     "One request for each pair in `asked`; `seed(a, b)` gives its seed."
     s, domain = setup.settings, setup.domain
     check_tokenizer(setup.tokenizer, domain)
-    # a base model that has seen examples goes on to judge examples of its own
-    stop = ("[[A]]", "[[B]]") if s.shots else ()
+    stop = ("[[A]]", "[[B]]", BETWEEN_EXAMPLES) if s.shots else ()
     shared = Sampling(s.votes, s.temperature, s.top_p, s.max_tokens, stop)
     steps = [defused(x) for x in steps]
     texts = [defused(x) for x in texts]
@@ -842,7 +845,7 @@ def few_shot(domain: Domain, examples: list[EFTRow]) -> Domain:
 
     def solved(r: EFTRow) -> str:
         asked = domain.judge(r.question, [defused(s) for s in r.steps], defused(r.a), defused(r.b))
-        return f"{asked} {r.explanation.strip()} [[{r.verdict}]]\n\n\n"
+        return f"{asked} {r.explanation.strip()} [[{r.verdict}]]{BETWEEN_EXAMPLES}"
 
     before = "".join(map(solved, examples))
 

@@ -197,8 +197,14 @@ def check_sft(folder: str, out: Path, plain: Plain):
 
 def drops(model) -> bool:
     "Does a model draw anything at random in training?"
-    given = model.config.get_text_config().to_dict()
-    return any(given[name] for name in given if "drop" in name or "jitter" in name)
+    return _draws(model.config.get_text_config().to_dict())
+
+
+def _draws(settings: dict) -> bool:
+    "Is there a share of dropout or noise among some settings, or among those of a part (DBRX's attention)?"
+    parts = [part for part in settings.values() if isinstance(part, dict)]
+    own = any(settings[name] for name in map(str, settings) if "drop" in name or "jitter" in name)
+    return own or any(_draws(part) for part in parts)
 
 
 def expected_loss(pairs: list[StepPair], policy: Plain, reference: Plain, beta: float) -> float:

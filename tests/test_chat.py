@@ -172,6 +172,33 @@ def test_thoughts(asked):
     assert "<think>?" in asked(TURNS + ANSWER, "What is <think>?", system_prompt="Use <think>.")[0]
 
 
+@pytest.mark.parametrize(
+    "end",
+    [
+        "<|start|>assistant",
+        "<|start|>assistant<|channel|>analysis<|message|>",
+        "<|channel>thought\n",
+        "<longcat_think>\n",
+        "<|inner_prefix|>",
+        "<scratchpad>",
+        "<analysis>\n",
+        "<Think>\n",
+    ],
+)
+def test_a_thought_or_header_that_nobody_has_listed(asked, end):
+    with pytest.raises(InputError, match="its chat template ends within '.*engine.thinking=True"):
+        asked(TURNS + end)
+    assert asked(TURNS + end, thinking=True)[0].endswith(end.rstrip("\n")[-5:])
+    for turn in (
+        "<|assistant|>\n",
+        "<|im_start|>assistant\n",
+        "<start_of_turn>model\n",
+        "[/INST]",
+        "<AI>",
+    ):
+        assert asked(TURNS + turn)[1]
+
+
 def test_what_follows_a_thought():
     assert open_thought("[THINK]so") == "[/THINK]"
     assert open_thought("<think>so</think><think>") == "</think>"
@@ -215,6 +242,20 @@ def test_a_special_token_in_a_question_stays_text(kind, template):
             assert question.replace(" ", "") in _words(tok, ids).replace(" ", "")
     finally:
         tok.chat_template = None
+
+
+@pytest.mark.parametrize("template", [None, TURNS + ANSWER])
+def test_a_control_token_that_is_not_special_stays_text(template):
+    "Qwen3 adds <think> and <tool_call> as ordinary tokens."
+    inner = Tokenizer.from_str(tiny_tokenizer().backend_tokenizer.to_str())
+    tok = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
+    tok.add_tokens(["<tool_call>", "<think>", "apples"])
+    tok.chat_template = template
+    control = tok.convert_tokens_to_ids(["<tool_call>", "<think>"])
+    question = "what is <tool_call> or <think>?"
+    for ids in (prompt_ids(tok, question), said_after(tok, "Step 1:", f" {question}")):
+        assert not set(ids) & set(control) and question in tok.decode(ids)
+    assert tok.convert_tokens_to_ids("apples") in prompt_ids(tok, "3 apples and <think>")
 
 
 @pytest.mark.parametrize("kind", KINDS)

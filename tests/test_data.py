@@ -414,3 +414,116 @@ def test_vllm_serve_as_annotator_behind_a_faulty_proxy(tmp_path):
     print(f"{len(before)} of {len(prompts)} answers before the kill; {same} are what transformers gives")
     assert same >= 0.9 * len(prompts)
     proxy.close()
+
+
+# Layouts in which a question could be read by half.
+
+CITIES = "Which?\n(A) Paris\n(B) Rome"
+TWO = {"text": ["Paris", "Rome"], "label": ["1", "2"]}
+READ = {
+    "ARC": ({"choices": TWO, "answerKey": "2"}, (CITIES, "B")),
+    "ARC's release": (
+        {"question": {"stem": "Which?", "choices": [{"text": t, "label": t[0]} for t in TWO["text"]]}}
+        | {"answerKey": "R"},
+        (CITIES, "B"),
+    ),
+    "MMLU's table": ({"A": "Paris", "B": "Rome", "answer": "B"}, (CITIES, "B")),
+    "MedQA": ({"options": {"A": "Paris", "B": "Rome", "C": None}, "answer": "Rome"}, (CITIES, "B")),
+    "mark": ({"choices": ["Paris", "Rome"], "answer": "B."}, (CITIES, "B")),
+    "mark and text": ({"choices": ["Paris", "Rome"], "answer": "B. Rome"}, (CITIES, "B")),
+    "no answer": ({"choices": ["Paris", "Rome"]}, (CITIES, None)),
+    "ReClor": (
+        {"context": "Of two.", "options": ["Paris", "Rome"], "label": "A"},
+        ("Of two. " + CITIES, "A"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_layouts_of_options(tmp_path, name):
+    row, found = READ[name]
+    assert asked(tmp_path / "q.jsonl", json.dumps({"question": "Which?"} | row)) == [found]
+
+
+HALF = {
+    "place as text": (
+        {"choices": ["3", "4"], "answer": "1"},
+        "column 'answer': 1 is none of the options",
+    ),
+    "place as float": (
+        {"choices": ["3", "4"], "answer": 1.0},
+        "column 'answer': 1 is none of the options",
+    ),
+    "place or option": (
+        {"choices": ["1", "2"], "answer": 1},
+        "1 is one of the options, and can be the place",
+    ),
+    "beyond": ({"choices": ["3", "4"], "answer": "E"}, "column 'answer': 'E' is none of the options"),
+    "another text": ({"choices": ["3", "4"], "answer": "B. 5"}, "'B. 5' is none of the options"),
+    "several": ({"choices": ["x", "y"], "answer": ["A", "B"]}, "'A, B' is none of the options"),
+    "SciQ": ({"correct_answer": "x", "distractor1": "y"}, "column 'distractor1' holds a part"),
+    "GPQA": ({"Incorrect Answer 1": "y"}, "column 'Incorrect Answer 1' holds a part"),
+    "TruthfulQA": ({"mc1_targets": {"choices": ["x"]}}, "column 'mc1_targets' holds a part"),
+    "picture": ({"image": "a.png", "answer": 4}, "column 'image' holds a part"),
+    "COPA": (
+        {"choice1": "x", "choice2": "y", "answer": 1},
+        "1 is none of the options in 'choice1, choice2'",
+    ),
+    "MAWPS": ({"question": "N_00 birds plus N_01 birds ?", "answer": 7}, "N_00 stands where a number"),
+    "solution": ({"solution": [["x"], None, 3]}, "column 'solution': part 1 should be text"),
+}
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_half_a_question_is_refused(tmp_path, name):
+    from psr_nb.records import InputError
+
+    row, said = HALF[name]
+    with pytest.raises(InputError) as refused:
+        asked(tmp_path / "q.jsonl", json.dumps({"question": "Which?"} | row))
+    assert said in str(refused.value) and "q.jsonl:1: " in str(refused.value)
+
+
+def test_options_beside_a_number_are_left_out_with_a_word(tmp_path):
+    with pytest.warns(
+        UserWarning, match="options in 'options' are left out where the answer is a number"
+    ):
+        row = {"question": "2+2?", "options": ["5", "7"], "answer": 4}
+        assert asked(tmp_path / "q.jsonl", json.dumps(row)) == [("2+2?", "4")]
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"PK\x03\x04ab", "a zip archive or a spreadsheet"),
+        (b"\x1f\x8b\x08ab", "compressed with gzip"),
+        (b'{"question": "1?"}\r{"question": "2?"}\r', "its lines end in CR alone"),
+        (b"<!DOCTYPE html>", "a web page"),
+        (b"\xff\xfe{\x00", "UTF-16"),
+        (b"rubbish", "q.jsonl:1: not JSON"),
+    ],
+)
+def test_a_file_that_is_something_else_is_called_so(tmp_path, content, said):
+    from psr_nb.questions.read import load_problems
+    from psr_nb.records import InputError
+
+    (tmp_path / "q.jsonl").write_bytes(content)
+    with pytest.raises(InputError) as refused:
+        load_problems(str(tmp_path / "q.jsonl"))
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "there, said", [((0, 2), "shard 1 of 3"), ((0, 1), "shard 2 of 3"), ((0, 1, 2), "")]
+)
+def test_a_missing_shard_is_named(tmp_path, there, said):
+    from psr_nb.questions.read import load_problems
+    from psr_nb.records import InputError
+
+    for n in there:
+        (tmp_path / f"train-{n:05}-of-00003.jsonl").write_text('{"question": "2+2?"}\n')
+    if said:
+        with pytest.raises(InputError, match=f"{said} is missing"):
+            load_problems(str(tmp_path))
+    else:
+        assert len(load_problems(str(tmp_path))) == 3

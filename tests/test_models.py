@@ -46,6 +46,8 @@ BY_LENGTH = {
     "long_factor": [3.0] * 4,
 }
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+SPARING = {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8.0, "attn_pdrop": 0.4}
+NOISY = {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2, "moe_jitter_eps": 0.5}
 SETTINGS = {
     "positions scaled by length": (
         "phi3",
@@ -58,6 +60,7 @@ SETTINGS = {
     ),
     "router logits": ("mixtral", dict(output_router_logits=True, router_jitter_noise=0.1)),
     "dropout of attention": ("granite", dict(attention_dropout=0.3)),
+    "dropout that a part's settings tell": ("dbrx", dict(attn_config=SPARING, ffn_config=NOISY)),
 }
 
 

@@ -87,3 +87,13 @@ def test_flex_attention_scores_a_tree_as_sdpa_does():
         with torch.no_grad():
             scores[kind] = step_log_probs(model, tree_batch(tree_of([made_pairs(4, 30, 8, 97)]), 0))
     assert (scores["sdpa"] - scores["flex_attention"]).abs().max() < 1e-5
+
+
+def test_an_iteration_is_timed_both_ways(psr):
+    done = psr("bench", "loop", "--limit", "4", "--max-steps", "3", "--json")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert list(figures["phases"]) == ["start", "search", "judge", "train", "evaluate"]
+    plain, ours = (sum(p[way] for p in figures["phases"].values()) for way in ("plain", "ours"))
+    assert figures["ratio"] == pytest.approx(plain / ours) and figures["ratio"] > 1
+    assert figures["phases"]["evaluate"]["ratio"] > 1.5, figures

@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 from tiny_models import TOKENIZERS, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from psr_nb.datagen.prm import PRMFormat, prm_ids, prm_row
 from psr_nb.datagen.scorers import StepLabels
 from psr_nb.domains.maths import MATH
 from psr_nb.engine import RecordedEngine, generate
+from psr_nb.engines.batch import Stops
 from psr_nb.judge import run_with
 from psr_nb.prompts import check_tokenizer, label_ids, step_candidate, step_ids
 from psr_nb.records import Completion, EFTRow, IFTRow, InputError, Problem
@@ -287,27 +288,41 @@ def test_where_a_token_reaches_over_the_border_another_anchor_is_taken():
     assert tok.decode(prompt + completion[:-1]) == "5\nStep 1: 5\nStep 2: x=5"
 
 
+def test_a_stop_of_single_bytes_is_seen():
+    "ByT5's bytes decode to nothing each, and not to the sign of a broken character."
+    tok = ByT5Tokenizer()
+    stops = Stops(tok)
+    for stop in ("。", "第2步：", "é", "\nStep 2:"):
+        ids = tok(f"so 3 ✅{stop}", add_special_tokens=False)["input_ids"]
+        seen = [n for n in range(1, len(ids) + 1) if stops.hit((stop,), ids[:n])]
+        assert seen == [len(ids)]
+
+
 # Labels.
 
 WRITTEN = r"""
 ### Step 2: | **Step 2:** | **Step 2**: | Step 2. Add | Step 2 - add | Step 2) add | step 2: | STEP 2:
-步骤2： | 第2步 | 第二步：计算 | 步骤 2: | Schritt 2: | 2. Schritt: | Étape 2 : | Paso 2:
-Passo 2: | Шаг 2: | ステップ2： | 2단계: | Bước 2: | Adım 2: | الخطوة 2:
-Step Two: | Step II. | Step #2: | [Step 2] | (Step 2) add
-Step 2 of 5: | Step 2/5: | Step 2 (add): | \textbf{Step 2:} add | \section*{Step 2} | <b>Step 2:</b>
-- **Step 2:** | > Step 2: | 1. **Step 2:** | ## Step 2 Add them | **Step 2: Add.** 3 | __Step 2__
-Step 2 – add | ✅ Step 2: | Step 2: | Step 2 | *Step 2:* | Step２:
-Step 2:5+4 | Step 2 -> add | 2nd step: add
-Step [2]: | Step <2>: | Step{2}: | Step $2$: | Step **2**: | **Step** 2: | 1️⃣ Step 2: | Step 2a:
-Ｓｔｅｐ　２： | Second step: | 步骤【2】： | ### 2단계 더하기 | **2 langkah** tambah | 2步：计算
+步骤2： | 第2步 | 第二步：计算 | 步骤 2: | Schritt 2: | 2. Schritt: | Étape 2 : | Paso 2: | Passo 2:
+Шаг 2: | ステップ2： | 2단계: | Bước 2: | Adım 2: | الخطوة 2: | Step Two: | Step II. | Step #2:
+[Step 2] | (Step 2) add | Step 2 of 5: | Step 2/5: | Step 2 (add): | \textbf{Step 2:} add
+\section*{Step 2} | <b>Step 2:</b> | - **Step 2:** | > Step 2: | 1. **Step 2:** | ## Step 2 Add them
+**Step 2: Add.** 3 | __Step 2__ | Step 2 – add | ✅ Step 2: | Step 2: | Step 2 | *Step 2:* | Step２:
+Step 2:5+4 | Step 2 -> add | 2nd step: add | Step [2]: | Step <2>: | Step{2}: | Step $2$: | Step **2**:
+**Step** 2: | 1️⃣ Step 2: | Step 2a: | === Step 2 === | --- Step 2 --- | Step number 2: | \item Step 2:
+\item[Step 2:] add | Final step: | Last step: add | Step ②: | Step ❷: | \(Step 2\): | Step 2, we add 4.
+Step 2 He buys 4. | Step 2; | {\bf Step 2:} | Step 2 out of 5: | Deuxième étape : | Zweiter Schritt:
+Segundo paso: | Secondo passo: | Второй шаг: | Letzter Schritt: | 最后一步： | <step>2</step>
+Step n°2: | Étape n° 2 : | Step 2… | Ｓｔｅｐ　２： | Second step: | 步骤【2】： | ### 2단계 더하기
+**2 langkah** tambah | 2步：计算
 """
 PROSE = """
 Step 2 shows it | as Step 2: says | Steps 2 and 3: | Step 2.5: | Step 2-3 | Step by step: | 2. add
-2) add | (2) | "Step 2:" says | (Step 2: see above) | Second: add | Step 2's sum | # 2 | - 2 | 第2步的结果
-footstep 2: | 2 steps: | Step 2000: | Step 2 and 3: | - Step 2 shows | In step 2: so
-Step: 2 | **2.** add | Step A:
-2步。 | 12步。 | 十二步。 | 12 langkah. | 12단계. | 2 langkah
-Second step is to add | Step [A]: | Step $x$: | 2️⃣ add
+2) add | (2) | "Step 2:" says | (Step 2: see above) | Second: add | Step 2's sum | # 2 | - 2
+第2步的结果 | footstep 2: | 2 steps: | Step 2000: | Step 2 and 3: | - Step 2 shows | In step 2: so
+Step: 2 | **2.** add | Step A: | 2步。 | 12步。 | 十二步。 | 12 langkah. | 12단계. | 2 langkah
+Step 2 is wrong | In step 2 we add | in step 2 we | Step 2, which is wrong | Step 2, then step 3
+Step 2 I | Step 2, as above, is | Step 2, we saw, is | Final step is to | As step 2, we | Twenty steps:
+Step 2 and we add | Step 2.1: add | Second step is to add | Step [A]: | Step $x$: | 2️⃣ add
 """
 
 
@@ -330,10 +345,11 @@ def test_prose_and_lists_are_no_labels(written):
 
 
 @pytest.mark.parametrize(
-    "written", ["Step eleven:", "Step XI:", "STEP 11a:", "第十一步", "Step [11]: add"]
+    "written", ["Step eleven:", "Step XI:", "Step ⑪:", "STEP 11a:", "第十一步", "Step [11]: add"]
 )
 def test_numbers_above_ten_are_read(written):
     assert [x.number for x in labels_in(f" first,\n{written}\nrest", 10)] == [11]
+    assert next_label("a\nStep Twenty: b", 20).number == 20
 
 
 def test_numbers_may_be_repeated_or_skipped_and_a_label_repeated_at_once_is_none():

@@ -1,10 +1,12 @@
 """A table of judges' replies with what each of them says: A, B, or nothing that is clear."""
 
 import json
+import re
 import time
 
 import pytest
 
+from psr_nb.domains.find import domain_named, listed
 from psr_nb.files import packaged
 from psr_nb.texts.verdicts import defused, read_verdict
 
@@ -269,8 +271,79 @@ OTHER_FORMS = [
     ("[[A]] is incorrect while [[B]] is incorrect.", None),
     ("Is it so that [[A]] is correct while [[B]] is incorrect?", None),
 ]
+# It is taken back, or ranked behind the other.
+TAKEN_BACK = [
+    ("[[A]]\n\nWait, 5+4 is 9, so B is right after all.", None),
+    ("[[A]]. Hmm, I made a mistake; it should be B.", None),
+    ("[[A]] is better. On reflection, candidate B is the right one.", None),
+    ("[[A]]. Scratch that.", None),
+    ("[[A]] is right. Or rather, B.", None),
+    ("[[A]]\nNein, doch B.", None),
+    ("[[A]]。不对，应该是B。", None),
+    ("[[A]]\n\nFinal: B", None),
+    ("[[A]]\n\nThe second is right.", None),
+    ("[[A]] is better, but B is best.", None),
+    ("[[A]] is right? No.", None),
+    ("First place: [[A]]. Second place: [[B]].", None),
+    ("1st: [[A]]. 2nd: [[B]].", None),
+    ("Best to worst: [[A]]. [[B]].", None),
+    ("1. B\n2. [[A]]", None),
+    ("1. B 2. [[A]]", None),
+    ("Better: B, worse: [[A]]", None),
+    ("Preferred: B\nOther: [[A]]", None),
+    ("The better candidate is B. [[A]]", None),
+    ("Better: [[A]]\nWorse: [[B]]", "A"),
+    ("Worse: [[A]]\nBetter: [[B]]", "B"),
+    ("[[A]]\n\nStep A is right since 4 + 5 = 9.", "A"),
+]
+# Words that stand on no list turn it round: each is the only mark, on the wrong side.
+NOT_KNOWN = """
+B > [[A]] | B surpasses [[A]]. | B trumps [[A]]. | B is better, compared to [[A]].
+I prefer B to [[A]]. | B优于[[A]] | Instead of choosing [[A]] | The answer is anything but [[A]].
+Everything except [[A]]. | All but [[A]] are fine | Discard: [[A]] | Faulty: [[A]] | Weak: [[A]]
+❌ [[A]] | [[A]]: no | ~~[[A]]~~ | [[A]] loses. | [[A]] makes no sense. | [[A]] is inaccurate.
+[[A]] contradicts step 1. | The problem is with [[A]]. | La réponse à rejeter est [[A]]. | [[A]]有问题
+The answer that should be thrown out is [[B]]. | Format: [[A]] | e.g. [[A]]
+Write [[A]] to choose the first. | Suppose the answer is [[A]].
+[[A]] would have been right if 5+4 were 10. | Verdict: tie [[A]] | Option [[A]] costs 3.
+[[A]], the loser. | [[A]] because it is wrong. | [[A]] as the worse one. | I choose against [[A]].
+I'd take [[A]] out. | I pick [[A]] to be rejected. | Which one is wrong? [[A]] | Rejected. [[A]]
+The wrong one. [[A]] | A is wrong: [[A]] | It is [[A]] that is wrong.
+[[A]] is right only if 5+4 is 10. | [[A]] is the right one to drop. | [[A]] wins nothing.
+[[A]] is better written but wrong. | The answer might be [[A]].
+Suppose 5+4 is 10. The answer is [[A]]. | Not so: [[A]] | Verdict: [[A]] rejected | Verdict: [[A]] loses
+[[A]] 👎 | 👎 [[A]] | Wrong → [[A]] | Wrong; [[A]] | Vote [[A]] down | I pick [[A]] because B is better.
+[[A]]: 0 points | In [[A]], 4 + 5 = 9. | [[A]] miscounts. | Cross out [[A]]. | Лучше не [[A]].
+Die schlechteste Wahl ist [[A]]. | Le mauvais choix : [[A]] | 最差的选择是[[A]] | 答えは[[A]]ではない。
+"""
+UNKNOWN = [(s.strip(), None) for line in NOT_KNOWN.strip().splitlines() for s in line.split(" | ")]
+UNKNOWN += [(f"{head}\n\n[[A]]", None) for head in ("Rejected", "### Worse", "The one to discard is")]
+# And words that are known: the mark is not the whole sentence, and is the verdict.
+KNOWN = [
+    ("Therefore, my final answer: [[B]]", "B"),
+    ("I'd go with [[A]].", "A"),
+    ("The better candidate is therefore [[A]].", "A"),
+    ("A is right, B forgets the tax. So [[A]].", "A"),
+    ("[[B]] is correct because it carries the one.", "B"),
+    ("[[B]] because A forgets the minus sign.", "B"),
+    ("[[A]] wins.", "A"),
+    ("B ok [[B]]", "B"),
+    ("Which one is better? [[A]]", "A"),
+    ("\\boxed{[[A]]}", "A"),
+    ("B adds 4 two times\n\n[[A]]", "A"),
+    ("Donc la meilleure réponse est [[A]].", "A"),
+    ("La réponse correcte est [[B]].", "B"),
+    ("Die bessere Antwort ist [[B]].", "B"),
+    ("Quindi la risposta migliore è [[B]].", "B"),
+    ("Итак, лучше [[B]].", "B"),
+    ("所以我选择[[B]]", "B"),
+    ("結論：[[A]]", "A"),
+    ("したがって[[B]]の方が良い。", "B"),
+    ("따라서 정답은 [[A]]입니다.", "A"),
+    ("الجواب: [[B]]", "B"),
+]
 TABLE = AT_THE_END + NAMED + TWO_MARKS + SPOKEN_AGAINST + NEITHER + AFTER_A_THOUGHT
-TABLE += WRONG_SIDE + IN_OTHER_LANGUAGES + CONDITIONS + OTHER_FORMS
+TABLE += WRONG_SIDE + IN_OTHER_LANGUAGES + CONDITIONS + OTHER_FORMS + TAKEN_BACK + UNKNOWN + KNOWN
 
 
 @pytest.mark.parametrize("text, verdict", TABLE, ids=[text[:60] for text, _ in TABLE])
@@ -280,16 +353,38 @@ def test_reading(text, verdict):
 
 @pytest.mark.parametrize("text, verdict", TABLE, ids=[text[:60] for text, _ in TABLE])
 def test_sides_have_equal_rights(text, verdict):
-    "Where only marks say which side it is, the other marks say the other side."
-    words = text.replace("[[", "").replace("]]", "")
+    "With its marks exchanged it says the other side, or nothing where its words name a side too."
     swapped = text.replace("[[A", "[[@").replace("[[B", "[[A").replace("[[@", "[[B")
-    if (
-        swapped != text
-        and " or " not in words
-        and "erdict: " not in words
-        and "answer is B" not in words
-    ):
-        assert read_verdict(swapped) == {"A": "B", "B": "A", None: None}[verdict]
+    words = re.sub(r"\[\[.*?\]\]", "", text)
+    names_one = re.search(r"(?<![a-z])[AB](?![a-z])|first|second", words, re.I)
+    if swapped != text and "thinking" not in text and (verdict or not names_one):
+        other = {"A": "B", "B": "A", None: None}[verdict]
+        assert read_verdict(swapped) in ((other, None) if names_one else (other,))
+
+
+OWN_WORDS = (
+    "{}{}{}\nExplain, then reply [[A]] or [[B]].",
+    "Say [[A]] if the first is better, [[B]] if the second is.\n{}{}{}",
+    "{} {} {} Your verdict must be [[A]] or [[B]]. Judgement:",
+    "{}{}{}\nWrite your reasons. Last line: [[A]] or [[B]]",
+)
+
+
+def _prompts():
+    "What judges are asked in the domains that ship, and in some of a user's."
+    for name, _, _ in listed():
+        yield domain_named(name).judge("How many are 2 and 3?", ["2"], "5", "6")
+    for words in OWN_WORDS:
+        yield words.format("How many are 2 and 3?", "\nA: 5", "\nB: 6")
+
+
+def test_an_echo_of_the_task_is_no_verdict():
+    "Wherever it is cut, and whatever it began with."
+    for prompt in _prompts():
+        ends = [m.end() for m in re.finditer(r"\[\[[AB]\]\]", prompt)]
+        for end in {*ends, *range(1, len(prompt), 7), len(prompt)}:
+            for before in ("", "5 is the sum.\n\n\n"):
+                assert read_verdict(before + prompt[:end]) is None, prompt[:end][-60:]
 
 
 def _judgements(value):

@@ -9,6 +9,8 @@ __all__ = [
     "bench_trainer",
     "timed_step",
     "measure",
+    "machine",
+    "vocabulary_of",
     "bench_dpo",
     "Searched",
     "Way",
@@ -243,7 +245,7 @@ def _row(L: int, pairs: list[StepPair], got: dict[str, dict]) -> dict:
 
 
 # %% ../../nbs/cli/bench.ipynb #c037
-def _machine() -> dict:
+def machine() -> dict:
     "What figures are measured on."
     return {
         "machine": platform.processor() or platform.machine(),
@@ -253,7 +255,7 @@ def _machine() -> dict:
     }
 
 
-def _vocabulary(model: str) -> int:
+def vocabulary_of(model: str) -> int:
     "Number of words that a model knows."
     from transformers import AutoConfig
 
@@ -281,14 +283,14 @@ def bench_dpo(
     policy, reference = (model or str(folder / name) for name in ("policy", "reference"))
     with tqdm(total=3 * len(lengths), disable=None, desc="step-DPO") as bar:
         for L in lengths:
-            pairs, got = made_pairs(L, p, s, _vocabulary(policy)), {}
+            pairs, got = made_pairs(L, p, s, vocabulary_of(policy)), {}
             for way in ("tree", "pairs", "trl"):
                 got[way] = _in_child(way, policy, reference, pairs, torch.get_num_threads(), micro)
                 bar.update()
             rows.append(_row(L, pairs, got))
     name = model or f"random Llama {small or '20M'}"
     about = {"model": name, "p": p, "s": s, "pairs in a micro-batch": micro}
-    return {"rows": rows, "on": _machine() | about}
+    return {"rows": rows, "on": machine() | about}
 
 
 # %% ../../nbs/cli/bench.ipynb #c045
@@ -564,4 +566,4 @@ def bench_search(
     ways = {name: _taken(run) for name, run in runs.items()}
     judge = JudgeSetup(load_tokenizer(model, e), domain, j)
     found = _ratios(runs, sat) | {"policies_by_n": _policies_by_n(runs["full"], judge)}
-    return found | {"on": _machine() | about, "ways": ways}
+    return found | {"on": machine() | about, "ways": ways}

@@ -826,28 +826,34 @@ def _bench_dpo(args):
 
 
 # %% ../../nbs/cli/main.ipynb #c118
-def _search_figures(args) -> dict:
-    "What `bench_search` measures with the settings of the command line."
-    from psr_nb.cli.bench import bench_search
-    from psr_nb.domains.find import domain_named
+def _searched(args, n: int) -> tuple:
+    "The model, so many problems, their domain's name, and the settings of the search and its judge."
     from psr_nb.files import model_path, packaged
     from psr_nb.judge import JudgeSettings
     from psr_nb.questions.read import load_problems
     from psr_nb.search import SearchSettings
 
     model = model_path(args.model or "packaged:models/demo-m1")
-    source = args.questions or str(packaged("demo/questions.jsonl"))
-    problems = load_problems(source, max(args.limit, args.busy))
-    domain = domain_named(args.domain if args.questions else "arithmetic")
+    problems = load_problems(args.questions or str(packaged("demo/questions.jsonl")), n)
     s = SearchSettings(
         w=args.w,
         max_steps=args.max_steps,
         max_step_tokens=args.max_step_tokens,
         max_rollbacks=args.max_rollbacks,
     )
-    j = JudgeSettings(max_tokens=args.max_tokens)
-    few, busy = problems[: args.limit], problems[: args.busy]
-    return bench_search(model, few, domain, s, j, engine_given(args), busy)
+    domain = args.domain if args.questions else "arithmetic"
+    return model, problems, domain, s, JudgeSettings(max_tokens=args.max_tokens)
+
+
+def _search_figures(args) -> dict:
+    "What `bench_search` measures with the settings of the command line."
+    from psr_nb.cli.bench import bench_search
+    from psr_nb.domains.find import domain_named
+
+    limit = args.limit or 64
+    model, problems, domain, s, j = _searched(args, max(limit, args.busy))
+    few, busy = problems[:limit], problems[: args.busy]
+    return bench_search(model, few, domain_named(domain), s, j, engine_given(args), busy)
 
 
 def _bench_search(args):
@@ -869,48 +875,83 @@ def _bench_search(args):
 # %% ../../nbs/cli/main.ipynb #c121
 def _bench_search_options(c):
     "What is searched by `bench search`, and how."
-    c.add_argument("--questions", help="search: question file or hub data set (default: the demo's)")
-    c.add_argument(
-        "--limit", type=whole(), default=64, help="search: so many questions (default %(default)s)"
-    )
+    source = "search, loop: question file or hub data set (default: the demo's)"
+    c.add_argument("--questions", help=source)
+    many = "search, loop: so many questions (default 64 and 16)"
+    c.add_argument("--limit", type=whole(), help=many)
     busy = "search: so many questions to measure saturation on (default %(default)s)"
     c.add_argument("--busy", type=whole(), default=192, help=busy)
     c.add_argument(
-        "--w", type=whole(2, 1000), default=6, help="search: candidates a step (default %(default)s)"
+        "--w",
+        type=whole(2, 1000),
+        default=6,
+        help="search, loop: candidates a step (default %(default)s)",
     )
-    steps = "search: steps of a solution (default %(default)s)"
+    steps = "search, loop: steps of a solution (default %(default)s)"
     c.add_argument("--max-steps", type=whole(1, 10_000), default=20, help=steps)
     c.add_argument(
         "--max-rollbacks",
         type=whole(0, 10**6),
         default=5,
-        help="search: of a solution (default %(default)s)",
+        help="search, loop: of a solution (default %(default)s)",
     )
-    tokens = "search: tokens of a step (default %(default)s)"
+    tokens = "search, loop: tokens of a step (default %(default)s)"
     c.add_argument("--max-step-tokens", type=TOKENS, default=256, help=tokens)
-    judged = "search: tokens of a judgement (default %(default)s)"
+    judged = "search, loop: tokens of a judgement (default %(default)s)"
     c.add_argument("--max-tokens", type=TOKENS, default=256, help=judged)
     c.add_argument(
-        "--domain", default="math", help="search: a name of 'psr_nb domains', or mine.py:NAME"
+        "--domain", default="math", help="search, loop: a name of 'psr_nb domains', or mine.py:NAME"
     )
 
 
-# %% ../../nbs/cli/main.ipynb #c124
+# %% ../../nbs/cli/main.ipynb #c125
+def _loop_figures(args) -> dict:
+    "What `bench_loop` measures with the settings of the command line."
+    from psr_nb.cli.loop import Iteration, bench_loop
+    from psr_nb.dpo import DPOSettings
+    from psr_nb.evaluate import EvalSettings
+
+    n = args.limit or 16
+    model, problems, domain, s, j = _searched(args, 2 * n)
+    if len(problems) < 2:
+        raise InputError(f"{args.questions}: {len(problems)} question; two at least are wanted here")
+    n = min(n, len(problems) // 2)
+    frugal = replace(j, policy=args.policy, verdict=args.verdict)
+    solution = EvalSettings(max_tokens=s.max_steps * s.max_step_tokens)
+    settings = s, j, frugal, DPOSettings(), engine_given(args), solution
+    return bench_loop(Iteration(model, problems[:n], problems[n : 2 * n], domain, *settings))
+
+
+def _bench_loop(args):
+    "psr_nb bench loop"
+    figures = _loop_figures(args)
+    if args.json:
+        return print(json.dumps(figures))
+    import pandas as pd
+
+    print(pd.DataFrame(figures["phases"]).T.to_string(float_format="%.3g"))
+    print(f"\nthe plain way takes {figures['ratio']:.3g} times as long; {figures['pairs']} pairs")
+    if figures["made"]:
+        print("the judge preferred nothing, so the pairs are made up; they take as long to train on")
+    print("measured on " + ", ".join(f"{k} {v}" for k, v in figures["on"].items()))
+
+
+# %% ../../nbs/cli/main.ipynb #c126
 def bench(args):
     "psr_nb bench"
-    return _bench_search(args) if args.what == "search" else _bench_dpo(args)
+    {"dpo": _bench_dpo, "search": _bench_search, "loop": _bench_loop}[args.what](args)
 
 
 def _add_bench(add):
     c = add(
         "bench",
         bench,
-        "measure on this machine: step-DPO as trees against pairs and TRL's own trainer, or ways to search",
+        "measure on this machine: step-DPO against TRL's trainer, ways to search, or a whole iteration",
     )
-    c.add_argument("what", choices=["dpo", "search"])
+    c.add_argument("what", choices=["dpo", "search", "loop"])
     c.add_argument(
         "--model",
-        help="model folder (default: for dpo a random Llama of 20 million parameters, for search the demo's)",
+        help="model folder (default: for dpo a random Llama of 20 million parameters, or else the demo's)",
     )
     c.add_argument(
         "--L",
@@ -920,11 +961,16 @@ def _add_bench(add):
         help="dpo: pairs in a trajectory (default 3 6 9 12)",
     )
     _bench_search_options(c)
+    policies = ["adaptive", "bayesian", "knockout", "round robin"]
+    frugal = "loop: of our way; the plain one compares all, with explanations (default %(default)s)"
+    c.add_argument("--policy", choices=policies, default="knockout", help=frugal)
+    verdicts = ["explained", "short", "weighed"]
+    c.add_argument("--verdict", choices=verdicts, default="explained", help=frugal)
     c.add_argument("--json", action="store_true")
     engine_options(c)
 
 
-# %% ../../nbs/cli/main.ipynb #c128
+# %% ../../nbs/cli/main.ipynb #c130
 def _report_sweep(path: str | Path, out: str | None = None):
     "Print a sweep's table and write its page."
     from psr_nb.dashboard.sweeps import sweep_html, sweep_json, sweep_text
@@ -947,7 +993,7 @@ def _report_of_sweep(args):
     _report_sweep(args.run, args.out)
 
 
-# %% ../../nbs/cli/main.ipynb #c131
+# %% ../../nbs/cli/main.ipynb #c133
 def _refuse_missing(path: str | Path):
     "InputError where no folder is: a name that is mistyped is no run that is broken."
     if not Path(path).exists():
@@ -956,7 +1002,7 @@ def _refuse_missing(path: str | Path):
         )
 
 
-# %% ../../nbs/cli/main.ipynb #c133
+# %% ../../nbs/cli/main.ipynb #c135
 def report(args):
     "psr_nb report"
     from psr_nb.dashboard.figures import save_figures
@@ -995,7 +1041,7 @@ def _add_report(add):
     c.add_argument("run", help="folder of a run or a sweep")
 
 
-# %% ../../nbs/cli/main.ipynb #c138
+# %% ../../nbs/cli/main.ipynb #c140
 def _arm(run, given: str | None) -> str:
     "The arm asked for, or the first."
     if given not in (None, *run.recipe.arms):
@@ -1019,7 +1065,7 @@ def _judged_pairs(run, arm: str, args) -> dict:
     return {m: judged[m] for m in wanted}
 
 
-# %% ../../nbs/cli/main.ipynb #c142
+# %% ../../nbs/cli/main.ipynb #c144
 def _opened(args):
     "The run, with its own domain imported if it was named."
     from psr_nb.domains.find import domain_named
@@ -1031,7 +1077,7 @@ def _opened(args):
     return open_run(args.run)
 
 
-# %% ../../nbs/cli/main.ipynb #c144
+# %% ../../nbs/cli/main.ipynb #c146
 def rejudge_run(args):
     "psr_nb rejudge"
     from psr_nb.dashboard.rejudge import judge_agreement, judges, rejudge_in_child
@@ -1066,7 +1112,7 @@ def _add_rejudge(add):
     set_engine_option(c)
 
 
-# %% ../../nbs/cli/main.ipynb #c148
+# %% ../../nbs/cli/main.ipynb #c150
 def probe_run(args):
     "psr_nb probe"
     from psr_nb.dashboard.probe import probe_in_child, probe_summary, probe_table
@@ -1107,7 +1153,7 @@ def _add_probe(add):
     c.add_argument("--arm", help="arm of the run (default: the first)")
 
 
-# %% ../../nbs/cli/main.ipynb #c151
+# %% ../../nbs/cli/main.ipynb #c153
 def write_harness_tasks(args):
     "psr_nb lm-eval"
     from psr_nb.evaluation.harness import write_task
@@ -1131,7 +1177,7 @@ def _add_lm_eval(add):
     c.add_argument("--out", required=True, metavar="FOLDER", help="folder for the tasks")
 
 
-# %% ../../nbs/cli/main.ipynb #c154
+# %% ../../nbs/cli/main.ipynb #c156
 def _fail(code: int, message) -> SystemExit:
     "What ends the program, after a line on standard error."
     print(f"psr_nb: {one_line(str(message))}", file=sys.stderr)
@@ -1145,7 +1191,7 @@ class _Parser(argparse.ArgumentParser):
         raise _fail(2, f"{message}; `{self.prog} --help` shows what there is")
 
 
-# %% ../../nbs/cli/main.ipynb #c156
+# %% ../../nbs/cli/main.ipynb #c158
 _EXAMPLES = """examples:
   psr_nb demo                                   the whole loop on the embedded model, minutes on a laptop
   psr_nb recipes smollm2-gsm8k-cpu              what a recipe says
@@ -1197,7 +1243,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-# %% ../../nbs/cli/main.ipynb #c160
+# %% ../../nbs/cli/main.ipynb #c162
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+){0,2}")  # owner/name, and a data set's parts
 
 
@@ -1222,7 +1268,7 @@ def _in_recipe(name: str) -> list[str]:
     return []
 
 
-# %% ../../nbs/cli/main.ipynb #c161
+# %% ../../nbs/cli/main.ipynb #c163
 def _may_need_hub(args) -> bool:
     "Does a command name what is no file here, and may be a model or a data set on the hub?"
     given = {name: v for name, v in vars(args).items() if name not in ("out", "run", "figures")}
@@ -1236,7 +1282,7 @@ def _may_need_hub(args) -> bool:
     return args.command in ("rejudge", "probe") or not all(map(os.path.exists, known))
 
 
-# %% ../../nbs/cli/main.ipynb #c164
+# %% ../../nbs/cli/main.ipynb #c166
 def _note_offline(args, seconds: float = 2.0):
     """Tell the hub's library, here and in all children, where a command needs the hub and it can't be found.
 
@@ -1247,7 +1293,7 @@ def _note_offline(args, seconds: float = 2.0):
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-# %% ../../nbs/cli/main.ipynb #c166
+# %% ../../nbs/cli/main.ipynb #c168
 def _run_command(args):
     "Run a parsed command. Whatever the user or the system can mend ends it with a line and an exit code."
     from psr_nb.jobs import JobError

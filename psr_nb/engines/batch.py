@@ -38,7 +38,11 @@ class Stops:
         "Can a text that ends with `char` have the token `id` as its last?"
         if char not in self.ending:
             parts = {char} if char.isascii() else {char, "\ufffd"}
-            self.ending[char] = [char == " " or any(p in t for p in parts) for t in self.texts]
+            self.ending[char] = [
+                # part of a character is a \ufffd, or nothing at all, as in ByT5
+                char == " " or any(p in t for p in parts) or (not t and len(parts) > 1)
+                for t in self.texts
+            ]
         return id < self.size and self.ending[char][id]
 
     def decode(self, ids: list[int]) -> str:

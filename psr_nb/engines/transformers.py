@@ -95,6 +95,9 @@ def _check_plain(name: str, model, rows: list[list[int]]) -> list[torch.Tensor]:
                 "take bfloat16 or float32" if model.dtype == torch.float16 else "its weights are damaged"
             )
             raise InputError(f"{name}: what it says of a text is NaN or infinite; {advice}")
+        if (logits.amax(-1) == logits.amin(-1)).any() or (logits == logits[0]).all():
+            told = "what it says of a text is the same for every text or token; its weights are damaged"
+            raise InputError(f"{name}: {told}")
         start = _plain(model, ids[:-DRAWN])
         if len(start) != len(ids) - DRAWN or not _same(model, start, logits[: len(start)]):
             told = "what it says of a text's start changes with its end"

@@ -48,6 +48,7 @@ from urllib.parse import urlsplit
 from ..files import packaged
 from ..maths.read import read_math_answer
 from ..records import InputError, Problem, nearest, refuse_irregular, why_unread
+from .options import NAMES, letter_of, listed, options_of
 
 
 # %% ../../nbs/questions/read.ipynb #c006
@@ -123,8 +124,8 @@ def _json_rows(path: Path) -> Iterator[tuple[str, object]]:
         for n, line in enumerate(f, 1):
             if line.strip():
                 row = json_value(line)
-                if isinstance(row, Unread):
-                    row.torn = not line.endswith(b"\n")
+                if isinstance(row, Unread):  # the first row of a file is none that was written last
+                    row.torn = n > 1 and not line.endswith(b"\n") and b"\r" not in line.strip()
                 yield f"{path}:{n}", row
 
 
@@ -181,11 +182,42 @@ FORMAT = re.compile(r"\.(jsonl|json|csv|tsv|parquet)(\.gz)?$")  # the names of f
 _READERS = {"csv": _csv_rows, "tsv": _csv_rows, "parquet": _parquet_rows}
 
 
+_STARTS = {  # what the first bytes of a file say, where its name says something else
+    b"PK\x03\x04": "a zip archive or a spreadsheet; unpack it, or save it as CSV",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet of old Excel; save it as CSV",
+    b"\x1f\x8b": "compressed with gzip; call it NAME.jsonl.gz, or unpack it",
+    b"BZh": "compressed with bzip2; unpack it",
+    b"\xfd7zXZ": "compressed with xz; unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed with zstandard; unpack it",
+    b"PAR1": "Parquet; call it NAME.parquet",
+    b"ARROW1": "an Arrow file; save it as Parquet or JSONL",
+    b"\xff\xfe": "UTF-16; save it as UTF-8",
+    b"\xfe\xff": "UTF-16; save it as UTF-8",
+    b"version https://git-lfs": "only git-LFS's pointer to the file; run `git lfs pull` in its folder",
+    b"<!DOCTYPE": "a web page; download the file itself",
+    b"<html": "a web page; download the file itself",
+    b"%PDF": "a PDF; save its questions as JSONL",
+}
+
+
+def _refuse_other(path: Path, kind: str):
+    "InputError for a file that is another thing than its name says, or whose lines end in a CR alone."
+    with open(path, "rb") as f:
+        start = f.read(1 << 16)
+    for mark, said in _STARTS.items():
+        own = (mark == b"PAR1" and kind == "parquet") or (mark == b"\x1f\x8b" and path.suffix == ".gz")
+        if start.startswith(mark) and not own:
+            raise InputError(f"{path}: it is {said}")
+    if kind in ("json", "jsonl") and path.suffix != ".gz" and b"\r" in start and b"\n" not in start:
+        raise InputError(f"{path}: its lines end in CR alone; save it with LF, as text of Unix")
+
+
 def _file_rows(path: Path) -> Iterator[tuple[str, object]]:
     "Yield (where, value or Unread) for each row of a file. InputError for one that isn't in its format."
     found = FORMAT.search(path.name)
     kind = found[1] if found else "jsonl"
     refuse_irregular(path)
+    _refuse_other(path, kind)
     try:
         yield from _READERS.get(kind, _json_rows)(path)
     except InputError:
@@ -197,15 +229,34 @@ def _file_rows(path: Path) -> Iterator[tuple[str, object]]:
         raise InputError(f"{path}: can't be read as {path.suffix[1:]} ({why}); is it whole?") from e
 
 
+# %% ../../nbs/questions/read.ipynb #c032
+def _refuse_gap(folder: Path, files: list[Path]):
+    "InputError where names such as train-00000-of-00003 say that a shard is missing."
+    found = [re.search(r"(\d+)-of-(\d+)", f.name) for f in files]
+    if not files or not all(found):
+        return
+    there, of = {int(m[1]) for m in found if m}, {int(m[2]) for m in found if m}
+    total, first = max(of), min(there | {1})
+    missing = sorted(set(range(first, first + total)) - there)
+    if len(of) > 1 or missing:
+        what = (
+            f"shard {missing[0]} of {total} is missing" if missing else "it has shards of several sets"
+        )
+        raise InputError(f"{folder}: {what} beside {files[0].name}; copy the whole set")
+
+
 def shard_files(folder: Path) -> list[Path]:
     "The files of a set that is split into shards; none where a folder has none, or those of several sets."
     files = [f for f in folder.iterdir() if FORMAT.search(f.name) and ".json" not in f.suffixes]
     sets = {re.sub(r"\d+", "0", f.name) for f in files}
     numbers = {f: [int(n) for n in re.findall(r"\d+", f.name)] for f in files}
-    return sorted(files, key=numbers.get) if len(sets) == 1 else []
+    if len(sets) != 1:
+        return []
+    _refuse_gap(folder, files)
+    return sorted(files, key=numbers.get)
 
 
-# %% ../../nbs/questions/read.ipynb #c033
+# %% ../../nbs/questions/read.ipynb #c036
 def rows_or_unread(
     source: str,  # as `source_rows` takes it
 ) -> Iterator[tuple[str, object]]:
@@ -241,7 +292,7 @@ def source_rows(
             raise InputError(f"{where}: {row.why} ({row.detail}); each line must be one JSON object")
 
 
-# %% ../../nbs/questions/read.ipynb #c038
+# %% ../../nbs/questions/read.ipynb #c041
 PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")  # which httpx and curl look at
 
 
@@ -263,7 +314,7 @@ def _resolves(address: str, seconds: float = 2.0) -> bool:
     return bool(found)
 
 
-# %% ../../nbs/questions/read.ipynb #c042
+# %% ../../nbs/questions/read.ipynb #c045
 def hub_found(seconds: float = 2.0) -> bool:
     "Is the hub's name known here? Its library isn't imported, and reads its settings later."
     return _resolves(os.environ.get("HF_ENDPOINT") or "https://huggingface.co", seconds)
@@ -284,7 +335,7 @@ def _hub_or_kept():
         constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before
 
 
-# %% ../../nbs/questions/read.ipynb #c045
+# %% ../../nbs/questions/read.ipynb #c048
 def may_be_on_hub(source: str) -> bool:
     "Can a source be the name of a data set on the hub? owner/name, and not the path of a file."
     name = source.split(":")[0]
@@ -293,7 +344,7 @@ def may_be_on_hub(source: str) -> bool:
     )
 
 
-# %% ../../nbs/questions/read.ipynb #c047
+# %% ../../nbs/questions/read.ipynb #c050
 def hub_rows(
     source: str,  # owner/name, owner/name:split or owner/name:config:split
 ):
@@ -316,22 +367,29 @@ def hub_rows(
     yield from ((f"{source}:{i}", r) for i, r in enumerate(rows, 1))
 
 
-# %% ../../nbs/questions/read.ipynb #c053
+# %% ../../nbs/questions/read.ipynb #c056
 COLUMNS = {
     "id": ("id", "unique_id", "ID"),
-    "before": ("Body", "body", "passage"),  # text that the question begins with
-    "question": ("question", "problem", "Question", "input"),
-    "options": ("options", "choices"),  # text that the question ends with, where the answer is a letter
-    "answer": ("answer", "final_answer", "Answer", "target", "correct", "content", "label"),
+    "before": (
+        "Body",
+        "body",
+        "passage",
+        "context",
+        "article",
+        "premise",
+    ),  # what the question begins with
+    "question": ("question", "problem", "Question", "input", "question_stem"),
+    "answer": ("answer", "final_answer", "Answer", "target", "correct", "content", "answerKey", "label"),
     "solution": ("solution", "rationale"),
 }
-_BESIDE = {"input": "target", "label": "options", "rationale": "options", "choices": "answer"}
+_BESIDE = {"input": "target", "label": "options", "rationale": "options"}
 _USUAL = ("id", "unique_id", "question", "problem", "answer", "final_answer", "solution")
 
 
 def columns_of(row: dict, field: str) -> list[str]:
     "The columns of a row that this field of a problem may come from, the likeliest first."
-    return [c for c in COLUMNS[field] if c in row and _BESIDE.get(c, c) in row]
+    with_options = row.keys() | ({"options"} if any(row.get(n) is not None for n in NAMES) else set())
+    return [c for c in COLUMNS[field] if c in row and _BESIDE.get(c, c) in with_options]
 
 
 def first_of(row: dict, *columns: str):
@@ -340,7 +398,7 @@ def first_of(row: dict, *columns: str):
     return next(held, (columns[0], None))
 
 
-# %% ../../nbs/questions/read.ipynb #c056
+# %% ../../nbs/questions/read.ipynb #c059
 NAMED = ("id", "question", "answer", "solution")  # the fields whose columns can be named
 
 
@@ -361,7 +419,7 @@ def named_columns(row: dict, where: str, fields: dict[str, str] | None) -> dict[
     return dict(fields)
 
 
-# %% ../../nbs/questions/read.ipynb #c060
+# %% ../../nbs/questions/read.ipynb #c063
 def _characters(text: str, where: str, column: str) -> str:
     "A text of whole characters. InputError for half of a surrogate pair, which no tokenizer takes."
     half = re.search("[\ud800-\udfff]", text)
@@ -372,7 +430,7 @@ def _characters(text: str, where: str, column: str) -> str:
     return text
 
 
-# %% ../../nbs/questions/read.ipynb #c063
+# %% ../../nbs/questions/read.ipynb #c066
 def answer_text(value, where: str, column: str) -> str | None:
     "An answer as text; None if there is none. InputError for an object or a truth value."
     if value is None or value != value:  # NaN
@@ -395,7 +453,7 @@ def answer_text(value, where: str, column: str) -> str | None:
     return re.sub(r"^(-?\d+)\.0$", r"\1", text)
 
 
-# %% ../../nbs/questions/read.ipynb #c068
+# %% ../../nbs/questions/read.ipynb #c071
 def _words(row: dict, where: str, column: str | None) -> str:
     "The text of a column, '' where it is empty. InputError for anything but text."
     value = row.get(column)
@@ -407,37 +465,17 @@ def _words(row: dict, where: str, column: str | None) -> str:
     return _characters(value.strip(), where, column)
 
 
-# %% ../../nbs/questions/read.ipynb #c071
-def _one_line(options: str) -> str:
-    "Options that are one text; those that begin with `a )` one a line, with capitals: `(A) 38`."
-    options = options.strip()
-    if not re.match(r"\(?a ?\)", options):
-        return options
-    parts = re.split(r"(?:^|\s*,\s*)\(?([a-j]) ?\)\s*", options)[1:]
-    lines = [f"({letter.upper()}) {text}" for letter, text in zip(parts[::2], parts[1::2], strict=True)]
-    return "\n".join(lines)
-
-
-def _options(row: dict, where: str, column: str) -> str:
-    "The options of a question, one a line: `(A) 21`. InputError for what is no list of them."
-    value = row[column]
-    if isinstance(value, str):
-        return _one_line(value)
-    if isinstance(value, dict) and all(isinstance(v, (str, int, float)) for v in value.values()):
-        value = [f"{letter}) {text}" for letter, text in value.items()]
-    if not isinstance(value, list) or not all(isinstance(v, (str, int, float)) for v in value):
-        found = json.dumps(value, default=str)[:60]
-        raise InputError(f"{where}: column {column!r}: expected a list of texts, found {found}")
-    if len(value) > 10:
-        raise InputError(f"{where}: column {column!r}: {len(value)} options, where A to J are known")
-    lines = []
-    for letter, option in zip("ABCDEFGHIJ", value, strict=False):
-        text = re.sub(rf"^\(?{letter}[).:]\s*", "", str(option).strip())
-        lines.append(f"({letter}) {text}")
-    return "\n".join(lines)
-
-
 # %% ../../nbs/questions/read.ipynb #c074
+def _refuse_blanks(question: str, where: str, column: str | None):
+    "InputError for a template of MAWPS, with `N_00` where a number should be."
+    blank = re.search(r"(?<![\\$\w])N_\d\d(?!\w)", question)
+    if blank:
+        told = f"{blank[0]} stands where a number should be"
+        raise InputError(
+            f"{where}: column {column!r}: {told}; put the numbers in, from the column 'Numbers'"
+        )
+
+
 def _question(row: dict, where: str, took: dict[str, str]) -> str:
     "The question of a row, with the text before it. InputError where there is none."
     column = took.get("question")
@@ -450,8 +488,9 @@ def _question(row: dict, where: str, took: dict[str, str]) -> str:
     question = _words(row, where, column)
     if not question:
         raise InputError(f"{where}: the question is empty")
+    _refuse_blanks(question, where, column)
     before = _words(row, where, took.get("before"))
-    if not before:
+    if not before or question.startswith(before):  # MAWPS has both parts in one column, too
         return question
     stop = "." if before[-1].isalnum() else ""  # SVAMP leaves it out before the question
     space = "\n" if took["before"] == "passage" else " "
@@ -459,11 +498,20 @@ def _question(row: dict, where: str, took: dict[str, str]) -> str:
 
 
 # %% ../../nbs/questions/read.ipynb #c077
+def _texts(parts: list, where: str, column: str | None) -> list[str]:
+    "The parts of a solution. InputError for one that is no text."
+    for n, part in enumerate(parts, 1):
+        if not isinstance(part, str):
+            found = json.dumps(part, default=str)[:60]
+            raise InputError(f"{where}: column {column!r}: part {n} should be text, found {found}")
+    return parts
+
+
 def _solution(row: dict, where: str, column: str | None) -> str | None:
     "The worked solution of a row, its parts joined where it is a list; None without one."
     value = row.get(column)
     if isinstance(value, list):
-        value = "\n\n".join(map(str, value))
+        value = "\n\n".join(_texts(value, where, column))
     return value if _words({column: value}, where, column) else None
 
 
@@ -498,7 +546,9 @@ def _answer_and_solution(
     "(answer, worked solution) of a row, each None where it has none; adds to `took` a column that is used."
     solution = _solution(row, where, took.get("solution"))
     answer = answer_text(row.get(took.get("answer")), where, took.get("answer"))
-    if answer is None and solution and took["solution"] != "rationale":
+    key = any(column in ("correct", "answerKey", "label") for column in columns_of(row, "answer"))
+    lettered = key and any(row.get(name) for name in NAMES)  # a key goes before what a solution says
+    if answer is None and solution and took["solution"] != "rationale" and not lettered:
         answer = _read_from(solution, read)
     weak = _weak_answer(row) if answer is None and "answer" not in took else None
     if weak:
@@ -514,6 +564,15 @@ def _answer_and_solution(
 
 
 # %% ../../nbs/questions/read.ipynb #c086
+def _unfolded(row):
+    "A row with its question's parts in columns, where they are in an object as in ARC's release."
+    inner = row.get("question") if isinstance(row, dict) else None
+    if isinstance(inner, dict) and isinstance(inner.get("stem"), str) and "choices" in inner:
+        return row | {"question": inner["stem"], "choices": inner["choices"]}
+    return row
+
+
+# %% ../../nbs/questions/read.ipynb #c088
 def _taken(row, where: str, fields: dict[str, str] | None) -> tuple[dict, set[str]]:
     "(field -> the column it comes from, the fields whose column isn't a usual one). InputError for no row."
     if not isinstance(row, dict):
@@ -545,26 +604,26 @@ def _id(row: dict, where: str, column: str | None, otherwise: str) -> str:
     return _characters(str(value), where, column)
 
 
-# %% ../../nbs/questions/read.ipynb #c089
-def _is_of(number: int, option) -> bool:
-    "Is this whole number written in an option, as in `A) 21 cm` and not in `2.5`?"
-    found = re.findall(r"-?\d[\d,./^]*", re.sub(r"^\(?[A-J][).:]", "", str(option)))
-    return str(number) in [re.sub(r"[,./]$|\.0+$|,(?=\d{3})", "", f) for f in found]
+# %% ../../nbs/questions/read.ipynb #c091
+def _with_options(
+    row: dict, where: str, took: dict[str, str], question: str, answer: str | None
+) -> tuple:
+    "(question with its options, answer as a letter); adds to `took` what was used, or left out."
+    options = options_of(row, where)
+    if options is None:
+        return question, answer
+    letter = answer and letter_of(options, answer, where, took.get("answer", "answer"))
+    if answer and not letter:
+        took["left out"] = options.column
+        return question, answer
+    took["options"] = options.column
+    given = row.get(options.column)
+    lettered = isinstance(given, str) and re.match(r"\s*\(?A[).:]", given)
+    text = given.strip() if lettered else listed(options)  # as the publisher laid it out
+    return f"{question}\n{text}", letter or None
 
 
-def _refuse_place(row: dict, where: str, took: dict[str, str]):
-    "InputError for an answer that is the place of an option, from 0 or from 1: nobody knows which."
-    options, given = row[took["options"]], row.get(took.get("answer"))
-    if not isinstance(given, int) or not isinstance(options, list) or not 0 <= given <= len(options):
-        return
-    if not any(_is_of(given, option) for option in options):
-        raise InputError(
-            f"{where}: column {took['answer']!r}: {given} is none of the options in {took['options']!r}; "
-            "write the letter of the right one, A for the first"
-        )
-
-
-# %% ../../nbs/questions/read.ipynb #c093
+# %% ../../nbs/questions/read.ipynb #c094
 def as_problem(
     row: dict,
     where: str,  # names the row in an error message
@@ -575,16 +634,11 @@ def as_problem(
     """A Problem from a row of any of the known formats.
 
     InputError, naming the row, where there is no question in it or a column holds what it can't."""
+    row = _unfolded(row)
     took, named = _taken(row, where, fields)
     question = _question(row, where, took)
     answer, solution = _answer_and_solution(row, where, took, read)
-    if "options" in took:
-        _refuse_place(row, where, took)
-        if answer and re.fullmatch(r"\(?[A-Ja-j]\)?", answer):
-            answer = answer.upper()
-            question += "\n" + _options(row, where, took["options"])
-        else:
-            del took["options"]
+    question, answer = _with_options(row, where, took, question, answer)
     given = row.get("meta")
     meta = dict(given) if isinstance(given, dict) else {}
     if given and not isinstance(given, dict):
@@ -597,7 +651,7 @@ def as_problem(
     return Problem(_id(row, where, took.get("id"), id), question, answer, meta)
 
 
-# %% ../../nbs/questions/read.ipynb #c103
+# %% ../../nbs/questions/read.ipynb #c104
 def say_taken(source: str, problems: list[Problem], fields: dict | None):
     "A warning of the columns that were taken for a question or an answer though they aren't the usual ones."
     told = {}
@@ -606,6 +660,10 @@ def say_taken(source: str, problems: list[Problem], fields: dict | None):
         for field, column in took.items() if isinstance(took, dict) else ():
             if column not in _USUAL and field not in (fields or {}):
                 told.setdefault(field, column)
+    left_out = told.pop("left out", None)
+    if left_out:
+        said = f"options in {left_out!r} are left out where the answer is a number"
+        warnings.warn(f"{source}: {said}; write the letter of the right one to ask for it", stacklevel=3)
     if told:
         said = ", ".join(f"{field} from {column!r}" for field, column in told.items())
         warnings.warn(
@@ -614,7 +672,7 @@ def say_taken(source: str, problems: list[Problem], fields: dict | None):
         )
 
 
-# %% ../../nbs/questions/read.ipynb #c107
+# %% ../../nbs/questions/read.ipynb #c108
 def file_stem(path: str) -> str:
     "A file's name without its format: `gsm8k_test` of `data/gsm8k_test.jsonl.gz`."
     return Path(path.removesuffix(".gz")).stem

@@ -235,11 +235,33 @@ def _refusal(tokenizer, chat: Chat, fault: str) -> InputError:
     return InputError(f"{_name(tokenizer)}: its chat template can't be used ({fault}); {way}")
 
 
-# %% ../../nbs/texts/chat.ipynb #c036
+# %% ../../nbs/texts/chat.ipynb #c037
+_ROLES = "s bos assistant model bot ai answer response output reply solution".split()
+_AT_END = re.compile(r"<(\|?)([A-Za-z_:-]+)\|?>\s*$")
+_THINKS = re.compile(r"think|thought|reason|analysis|scratch|inner|reflect|plan", re.I)
+_IN_HEADER = re.compile(r"<\|?(?:channel|start)\|?>[^<>\n]*(?:<\|message\|>|\n)?\s*$")
+
+
+def _opening(tail: str) -> str | None:
+    "What seems to open a thought, a channel or a header at the end of a prompt; None if nothing does."
+    header = _IN_HEADER.search(tail)
+    if header:
+        return header[0].strip()
+    tag = _AT_END.search(tail)
+    if tag is None:
+        return None
+    is_role = tag[1] or tag[2].lower() in _ROLES
+    return None if is_role and not _THINKS.search(tag[2]) else tag[0].strip()
+
+
+# %% ../../nbs/texts/chat.ipynb #c040
 def _closed(tokenizer, chat: Chat, rendered: str, text: str) -> str:
     "The prompt with its thought closed if thinking is off. InputError where one is open and nobody chose."
     tail = rendered[rendered.rfind(text.strip()) + len(text.strip()) :]
-    end = open_thought(tail)
+    end, unknown = open_thought(tail), _opening(tail)
+    if unknown and not end and not chat.thinking:
+        ways = "mend chat_template, or set engine.thinking=True to put the steps behind it"
+        raise InputError(f"{_name(tokenizer)}: its chat template ends within {unknown!r}; {ways}")
     if end is None or chat.thinking:
         return rendered
     if chat.thinking is None:
@@ -250,7 +272,7 @@ def _closed(tokenizer, chat: Chat, rendered: str, text: str) -> str:
     return f"{rendered.rstrip()}\n\n{end}\n\n"
 
 
-# %% ../../nbs/texts/chat.ipynb #c039
+# %% ../../nbs/texts/chat.ipynb #c043
 @lru_cache(maxsize=8)
 def _frame(tokenizer, template: str, chat: Chat) -> tuple[str, ...]:
     "The prompt's pieces around the text. InputError for a template that can't be used."
@@ -261,11 +283,16 @@ def _frame(tokenizer, template: str, chat: Chat) -> tuple[str, ...]:
     return tuple(whole.split(_PROBE))
 
 
-# %% ../../nbs/texts/chat.ipynb #c042
+# %% ../../nbs/texts/chat.ipynb #c046
+# added as an ordinary token, as Qwen3's <think> and <tool_call> are, and yet no text
+_CONTROL = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]{2,}\]|◁[^◁▷\s]+▷")
+
+
 @lru_cache(maxsize=8)
 def _special_texts(tokenizer, size: int) -> frozenset[str]:
-    "The texts of a tokenizer's special tokens; `size` changes when there are more."
-    added = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+    "The texts of a tokenizer's special and control tokens; `size` changes when there are more."
+    tokens = tokenizer.added_tokens_decoder.values()
+    added = [t.content for t in tokens if t.special or _CONTROL.fullmatch(t.content)]
     return frozenset(t for t in [*added, *tokenizer.all_special_tokens] if t)
 
 
@@ -274,7 +301,7 @@ def _has_special(tokenizer, text: str) -> bool:
     return any(t in text for t in _special_texts(tokenizer, len(tokenizer)))
 
 
-# %% ../../nbs/texts/chat.ipynb #c045
+# %% ../../nbs/texts/chat.ipynb #c049
 @contextmanager
 def _as_plain(tokenizer) -> Iterator[None]:
     "Here this tokenizer reads special tokens as any other text."
@@ -286,7 +313,7 @@ def _as_plain(tokenizer) -> Iterator[None]:
         tokenizer.split_special_tokens = before
 
 
-# %% ../../nbs/texts/chat.ipynb #c048
+# %% ../../nbs/texts/chat.ipynb #c052
 def _segments(tokenizer, pieces: tuple[str, ...], said: str) -> list[str]:
     "The prompt in segments, by turns as the tokenizer reads it and a special token that was said."
     special = sorted(_special_texts(tokenizer, len(tokenizer)), key=len, reverse=True)
@@ -299,19 +326,19 @@ def _segments(tokenizer, pieces: tuple[str, ...], said: str) -> list[str]:
     return out
 
 
-# %% ../../nbs/texts/chat.ipynb #c052
+# %% ../../nbs/texts/chat.ipynb #c056
 def _plain_ids(tokenizer, before: str, special: str) -> list[int]:
     "Ids of a special token's text, as text, where it follows another."
     with _as_plain(tokenizer):
         ids = ids_after(tokenizer, before, special)
-        if set(ids) & set(tokenizer.all_special_ids):
+        if {tokenizer.convert_tokens_to_ids(special), *tokenizer.all_special_ids} & set(ids):
             ids = ids_after(tokenizer, before, special[:1]) + ids_after(
                 tokenizer, special[:1], special[1:]
             )
     return ids
 
 
-# %% ../../nbs/texts/chat.ipynb #c056
+# %% ../../nbs/texts/chat.ipynb #c060
 def _ids_behind(tokenizer, segments: list[str]) -> list[int]:
     "Ids of the segments behind the first."
     ids = []
@@ -327,7 +354,7 @@ def _pieced_ids(tokenizer, pieces: tuple[str, ...], said: str) -> list[int]:
     return encode(tokenizer, segments[0]) + _ids_behind(tokenizer, segments)
 
 
-# %% ../../nbs/texts/chat.ipynb #c059
+# %% ../../nbs/texts/chat.ipynb #c063
 def said_after(
     tokenizer,
     before: str,  # what the text follows; its end is enough
@@ -342,7 +369,7 @@ def said_after(
     return ids_after(tokenizer, before, segments[0]) + _ids_behind(tokenizer, segments)
 
 
-# %% ../../nbs/texts/chat.ipynb #c062
+# %% ../../nbs/texts/chat.ipynb #c066
 def _chat_ids(tokenizer, template: str, chat: Chat, text: str) -> list[int]:
     "Ids of a text in its chat template."
     pieces = _frame(tokenizer, template, chat)
@@ -362,7 +389,7 @@ def _chat_ids(tokenizer, template: str, chat: Chat, text: str) -> list[int]:
     raise InputError(f"{_name(tokenizer)}: its chat template says something else around {text[:50]!r}")
 
 
-# %% ../../nbs/texts/chat.ipynb #c065
+# %% ../../nbs/texts/chat.ipynb #c069
 @lru_cache(maxsize=256)
 def _start_of(tokenizer) -> tuple[int, ...]:
     "As `_start_ids`; asked for once, not for every prompt."
@@ -376,7 +403,7 @@ def _start_ids(tokenizer) -> list[int]:
     return list(_start_of(tokenizer))
 
 
-# %% ../../nbs/texts/chat.ipynb #c068
+# %% ../../nbs/texts/chat.ipynb #c072
 def prompt_ids(tokenizer, text: str) -> list[int]:
     """Ids of a whole prompt.
 

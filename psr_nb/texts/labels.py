@@ -57,8 +57,20 @@ _SPELLED = (
     "i ii iii iv v vi vii viii ix x xi xii xiii xiv xv xvi",
     "first second third fourth fifth sixth seventh eighth ninth tenth",
     "一 二 三 四 五 六 七 八 九 十",
+    "première deuxième troisième quatrième cinquième sixième",
+    "erster zweiter dritter vierter fünfter sechster",
+    "primer segundo tercer cuarto quinto sexto",
+    "primo secondo terzo quarto quinto sesto",
+    "primeiro segundo terceiro quarto quinto sexto",
+    "первый второй третий четвёртый пятый шестой",
+    "① ② ③ ④ ⑤ ⑥ ⑦ ⑧ ⑨ ⑩ ⑪ ⑫ ⑬ ⑭ ⑮ ⑯ ⑰ ⑱ ⑲ ⑳",
+    "❶ ❷ ❸ ❹ ❺ ❻ ❼ ❽ ❾ ❿",
 )
 _NUMBERS = {word: n for row in _SPELLED for n, word in enumerate(row.split(), 1)}
+_LAST = "final last letzter último ultimo última dernier dernière последний 最后一"  # of whatever number
+_NUMBERS |= {"seventeen": 17, "eighteen": 18, "nineteen": 19, "twenty": 20}
+_NUMBERS |= dict.fromkeys(_LAST.split(), 0)
+_ORDINALS = " ".join([_SPELLED[2], *_SPELLED[4:10], _LAST]).split()
 
 
 def _number(written: str) -> int:
@@ -76,11 +88,11 @@ _B = r"[^\S\n]*"  # blanks within a line
 # the number of a list; tags, commands of LaTeX, any other marks; a bracket
 _OPENING = (
     rf"(?P<opening>{_B}(?:\d{{1,2}}(?:[.)](?=\W)|\ufe0f?\u20e3))?"  # or a key of the keyboard
-    r"""(?:<[a-z]\w*>|\\[a-z]+\*?\{|_|[^\w\n"'“”‘’«»(（])*[(（]?)"""
+    r"""(?:<[a-z]\w*>|\\[a-z]+\*?\{|\\(?:item|bf|it|textbf)\b|\\[(\[]|_|[^\w\n"'“”‘’«»(（])*[(（]?)"""
 )
 _DIGITS = r"\d{1,3}|[一二三四五六七八九十]{1,3}"
-_ANY_NUMBER = "|".join([_DIGITS, *sorted(_NUMBERS, key=len, reverse=True)])
-_FIRST = _SPELLED[2].split()
+_ANY_NUMBER = "|".join([_DIGITS, *sorted(set(_NUMBERS) - set(_LAST.split()), key=len, reverse=True)])
+_FIRST = _ORDINALS
 _ORDINAL = r"(?:\.|-?й|[ºª°]|st|nd|rd|th|er|[eè](?:me|re)?|번째)?"
 
 
@@ -89,8 +101,10 @@ def _beginning(own: str) -> re.Pattern:
     "Pattern of a line that begins like a label; `own` is one more word for a step, or empty."
     every = [*_WORDS.split(), *[re.escape(own)] * bool(own)]
     words = "|".join(sorted(every, key=len, reverse=True))
-    marks = r"(?:[-_#№(（\[【<{*]|\$(?=\d)){1,3}"  # of the number; $i$ is none
-    between = rf"[*_]{{0,3}}{_B}(?:{marks}|n[or]\.?)?{_B}"
+    marks = r"(?:[-_#№(（\[【<{*>]|\$(?=\d)){1,3}"  # of the number; $i$ is none
+    between = (
+        rf"[*_]{{0,3}}{_B}(?:{marks}|n(?:[or]|um|umber|umero|uméro|ummer)?\.?[º°]?(?![a-z])|</?)?{_B}"
+    )
     word_first = rf"(?:{words}){between}(?P<n>{_ANY_NUMBER})(?:(?<=\d)[a-f])?(?![^\W_])"
     number = rf"(?P<nth>第?){_B}(?P<m>{_DIGITS}|{'|'.join(_FIRST)}){_B}(?P<th>{_ORDINAL})"
     number_first = rf"{number}{_B}(?:{words}|步)"
@@ -98,15 +112,19 @@ def _beginning(own: str) -> re.Pattern:
 
 
 # %% ../../nbs/texts/labels.ipynb #c021
-_CLOSING = r"(?:[*_`~$}]|</\w+>)"
-_MARK = r"(?:[:：）)\]】>|，→]|=>|->|[-–—](?!\d)|[.．。、](?!\d))"
+_CLOSING = r"(?:[*_`~$}]|</\w+>|\\[)\]])"
+_MARK = r"(?:[:：）)\]】>|，→;；…]|=>|->|={2,}|[-–—]+(?!\d)|[.．。、](?!\d))"
 _TITLE = (
     rf"(?:{_B}[(（][^()（）\n]{{1,80}}[)）](?={_B}{_CLOSING}*[:：]))?"  # in brackets, before a colon
 )
 _END = re.compile(
-    rf"(?:{_B}(?:/|of){_B}\d+)?{_TITLE}(?:{_B}{_CLOSING}*{_B}{_MARK}[:：]?|{_B}(?=\r?\n|\Z))",
+    rf"(?:{_B}(?:/|(?:out{_B})?of){_B}\d+)?{_TITLE}(?:{_B}{_CLOSING}*{_B}{_MARK}[:：]?|{_B}(?=\r?\n|\Z))",
 )
 _CLOSED = re.compile(rf"{_CLOSING}+[:：]?")
+_SAYS = re.compile(  # a sentence of its own begins
+    r"(?-i:,? (?:we|he|she|they|you)\b (?!\w+ed\b|saw|see|said|know|had|have)|"
+    r"[^\S\n](?:He|She|We|They|It|The|Then|Now)\s)"
+)
 _PAIRS = {"**": "**", "__": "__", "{": "}", "<": "</"}
 
 
@@ -129,7 +147,7 @@ def _counts(m: re.Match, titled: bool) -> bool:
 def _ending(m: re.Match) -> int | None:
     "How many characters of the rest of a line belong to its label; None if it has none."
     opening, rest = m["opening"], m["rest"]
-    if opening.endswith(("(", "（")) and rest[:1] not in (")", "）"):
+    if opening.endswith(("(", "（")) and not opening.endswith("\\(") and rest[:1] not in (")", "）"):
         return None
     titled = "#" in opening or any(a in opening and b in rest for a, b in _PAIRS.items())
     if _counts(m, titled):
@@ -138,6 +156,8 @@ def _ending(m: re.Match) -> int | None:
         return _closed(opening, rest, found.end())
     if closed := _closed(opening, rest, 0):
         return closed
+    if _SAYS.match(rest):
+        return 0
     spaced = m["nth"] and rest[:1].isspace()  # 第2步 needs no more than a space
     return 0 if titled or spaced else None
 
@@ -192,6 +212,9 @@ def labels_in(
 ) -> list[WrittenLabel]:
     "The labels at the beginnings of a text's lines, without one that repeats the label before the text."
     found = _found(text, label, 64 * (before // 64 + 1))  # few different patterns
+    for n, x in enumerate(found):
+        if not x.number:  # the last one, after that before it
+            found[n] = x._replace(number=(found[n - 1].number if n else before) + 1)
     if not before or not found or text[: found[0].at].strip():
         return found
     same = found[0].number == before or found[0].text == label(before).strip()

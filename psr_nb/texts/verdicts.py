@@ -7,6 +7,7 @@ __all__ = ["read_verdict", "mark_ids", "verdict_ids", "explanation_ids", "defuse
 
 # %% ../../nbs/texts/verdicts.ipynb #c003
 import re
+from collections.abc import Callable
 
 from ..records import Completion, InputError
 from .chat import after_thought
@@ -15,192 +16,364 @@ from .tokens import ids_after, ids_before
 # %% ../../nbs/texts/verdicts.ipynb #c006
 _OPEN = r"(?:\\?[\[【［]){2}"
 _CLOSE = r"(?:\\?[\]】］]){2}"
-_QUIET = r"[\s*_\"'`“”(\[$]*"  # what may stand between two words, without a meaning of its own
-_STOP = r"[\s*_\"'`”)\]$}]*"  # the same, behind a mark
 _NOUN = r"(?:the )?(?:candidate|option|step|answer|response) ?"
 _MARK = re.compile(rf"{_OPEN}([\s*_]*(?:{_NOUN})?[AB][\s*_]*){_CLOSE}", re.I)
 _ANY_MARK = re.compile(rf"{_OPEN}[\s*_]*(?:{_NOUN})?([a-z][a-z /]{{0,14}}?)[\s*_]*{_CLOSE}", re.I)
+_FORMAT = re.compile(  # what only formats; 👎 and ~~ do more
+    r"</?[a-z]+>|\\boxed\{(?=\[\[)|(?<=\]\])\}|[*_\"`“”„«»$()（）\\\ufe0f✅✓✔☑👍🏆]|"
+    r"(?<!\w)['’]|['’](?!\w)|(?m:^[ \t]*(?:[>#]+|[-•])[ \t]*)"
+)
+_AGAIN = re.compile(r"(\[\[[A-Z /]+\]\])(?:[\s.,]*\1)+")
 
 
-def _sides(text: str) -> list[str]:
-    "What the marks of a text say, in order: 'A', 'B', or another word."
-    return [m[1].strip().upper() for m in _ANY_MARK.finditer(text)]
+def _as_mark(m: re.Match) -> str:
+    return f"[[{m[1].strip().upper()}]]"
+
+
+def _plain(text: str) -> str:
+    "A text with its marks as `[[A]]`, a repeated one once, and without what only formats it."
+    return _AGAIN.sub(r"\1", _FORMAT.sub("", _ANY_MARK.sub(_as_mark, text)))
 
 
 # %% ../../nbs/texts/verdicts.ipynb #c009
 _NOT_ABBREVIATED = r"(?<!\bvs\.)(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bcf\.)"
-_BREAK = re.compile(rf"{_NOT_ABBREVIATED}(?<=[.!?])[\"'”*_)]*\s+|(?<=[。！？])|\n", re.I)
-_ANNOUNCED = re.compile(r"([:：][*_]*)\s*\n\s*")
+_BREAK = re.compile(rf"{_NOT_ABBREVIATED}(?<=[.!?])\s+|(?<=[。！？])|\n", re.I)
+_ANNOUNCED = re.compile(r"([:：])\s*\n\s*")
+_UNENDED = re.compile(r"(?<=[^\s.!?。！？…:：\]])[^\S\n]*\n\s*(?=\[\[[A-Z /]+\]\][^\w\n]*(?:\n|\Z))")
+_FIELD = re.compile(r",\s*(?=\w+: )")
 
 
-def _sentences(text: str) -> list[str]:
-    "The sentences of a text, without empty ones."
-    joined = _ANNOUNCED.sub(r"\1 ", text)
-    return [s for s in _BREAK.split(joined) if s.strip()]
+def _sentences(plain: str) -> list[str]:
+    "The sentences of a plain text, without empty ones."
+    joined = _ANNOUNCED.sub(r"\1 ", _UNENDED.sub(" ⏎ ", plain))
+    out = []
+    for s in _BREAK.split(joined):
+        s = s.strip()
+        is_json = s.startswith("{") and s.endswith("}")
+        out += _FIELD.split(s.strip("{}")) if is_json else [s]
+    return [s for s in out if s]
 
 
 def _asks(sentence: str) -> bool:
     "Is this sentence a question?"
-    return sentence.rstrip("*_\"'”) ")[-1:] in ("?", "？")
+    return sentence[-1:] in ("?", "？")
 
 
 # %% ../../nbs/texts/verdicts.ipynb #c012
-_CLAUSE = re.compile(
-    r"[,;:：，；(—–]|\b(?:but|so|therefore|hence|thus|and|because|since|as|while|whereas|than|over)\b",
-    re.I,
+def _one_of(table: str) -> str:
+    "Pattern of any phrase of a table: bars between blanks part them, a blank in one is any white space."
+    phrases = [phrase.strip() for line in table.splitlines() for phrase in line.split(" | ")]
+    return "(?:" + "|".join(p.replace(" ", r"\s+") for p in phrases if p) + ")"
+
+
+_WORTH = """accurate correct logical reasonable precise complete appropriate plausible sound consistent
+    helpful useful promising reliable convincing direct sensible rigorous"""
+_GOOD = _one_of(
+    f"""better | best | correct | right | stronger | strongest | superior | preferable | preferred | winning
+    valid | clearer | sounder | (?:more|most) (?:{"|".join(_WORTH.split())})
+    meilleure? | correcte? | juste | besser | richtig | korrekt | beste | mejor | correct[ao] | melhor
+    cert[ao] | migliore | corrett[ao] | giust[ao] | лучше | верно | правильно | верный | правильный"""
 )
-_FAULTLESS = re.compile(r"\b(?:no|without|any)\s+(?:errors?|mistakes?|flaws?|doubts?)\b", re.I)
-_BAD = re.compile(
-    r"\b(?:wrong\w*|incorrect\w*|worse|worst|false|errors?|mistak\w+|flaw\w*|fails?|invalid|inferior|"
-    r"weaker|bad|not|never|neither|nor|cannot|no reason|less|lacks?|miss\w*|forgets?|ignores?|drops?|"
-    r"reject\w*|unlike|avoid|losers?|(?<!at )least|doubt\w*|unlikely|hardly|second[- ](?:best|choice)|"
-    r"(?:un|non-?)preferred|nicht|falsch\w*|schlecht\w*|kein\w*|pas|faux|fausse\w*|mauvais\w*|pire|peor|"
-    r"no (?:es|está)|errón\w+|não|errad\w+|pior|sbagliat\w*|peggior\w*|"
-    r"не|неверн\w*|неправильн\w*|ошиб\w*|хуже)\b|n['’]t\b|"
-    r"错|不|误|誤|間違|ではな|じゃな|しくな|틀[렸린]|잘못|오답|아니|خاط|خطأ|ليس",
-    re.I,
+_THING = _one_of("candidate | option | step | answer | response | solution | choice | one")
+_VERDICT = _one_of(
+    """verdict | judge?ment | decision | conclusion | winner | choice | preference | pick | vote | answer
+    réponse | choix | décision | respuesta | veredicto | elección | decisión | resposta | veredito | escolha
+    decisão | risposta | verdetto | scelta | decisione | antwort | (?:end)?urteil | entscheidung | wahl
+    verdikt | fazit | gewinner | ответ | вердикт | вывод | выбор | 答案 | 结论 | 結論 | 判断 | 选择 | 回答
+    判定 | 答え | 정답 | 판정 | 결론 | الجواب | الإجابة | الحكم"""
 )
-
-
-def _is_bad(clause: str) -> bool:
-    "Does a clause speak against what it is about?"
-    return bool(_BAD.search(_FAULTLESS.sub("", clause)))
-
+_LEAD = _one_of(
+    """so | thus | therefore | hence | consequently | overall | finally | ultimately | clearly | and
+    in (?:conclusion|summary|short) | to (?:conclude|sum up) | as a result | for (?:this|that|these) reasons?
+    (?:there(?: is|'s) )?no doubt | without (?:a )?doubt | (?:this|that|which) (?:means|shows) that
+    i (?:think|believe|conclude|judge|say)(?: that)? | donc | ainsi | deshalb | daher | also | somit
+    por (?:lo )?tanto | por eso | entonces | portanto | então | quindi | perciò | dunque | итак | поэтому
+    значит | следовательно | 因此 | 所以 | 故 | したがって | よって | 따라서 | 그러므로"""
+)
 
 # %% ../../nbs/texts/verdicts.ipynb #c015
-_CONDITION = re.compile(rf"{_STOP}(?:(?:if|when|unless|wenn|falls|si)\b|如果)", re.I)
-_IF = re.compile(
-    r"^\W*(?:please\W+)?if\b[^,]*\b(?:better|correct|right)\b[^,]*,[^,]*$|如果|"
-    r"\b(?:or|otherwise|else)\W+(?:(?:the|my|your|final|with|say|write|output)\W+)*$",
+_WHOSE = _one_of(
+    """the | my | our | a | la | le | ma | mon | die | der | das | mein | meine | el | mi | o | minha | meu
+    il | mia | mio | мой"""
+)
+_KIND = _one_of(
+    """final | overall | clear | finale | bonne | bon | richtige | bessere | korrekte | endgültige | 最终
+    最後の | 正确 | 正确的 | 更好的 | 我的 | 최종 | окончательный | лучший"""
+)
+_SURE = _one_of(
+    """clearly | definitely | obviously | therefore | thus | hence | much | far | slightly | certainly
+    at least"""
+)
+_OF_TWO = _one_of(
+    r"of the two(?: candidates| steps| options)? | for (?:the next step|this step|step \d+) | here"
+)
+_IS = _one_of("is | remains | est | ist | es | è | é")
+_MUST = _one_of("would be | should be | must be | has to be")
+_NAME = (  # what is named: "my final verdict", "the better step of the two"
+    rf"(?:{_WHOSE}\s+)?(?:(?:{_KIND}|{_GOOD})\s*)*(?:{_VERDICT}|{_GOOD}(?:\s+next)?(?:\s+{_THING})?)"
+    rf"(?:\s+(?:{_GOOD}|final[ea]?))?(?:\s+{_OF_TWO})?"
+)
+_LINK = (
+    rf"\s*(?:(?:{_IS}|{_MUST})(?:\s+{_SURE})*(?:\s+(?:for|in\s+favou?r\s+of))?\s*[:：]?|"
+    r"[:：=⏎–—-]|[是为は은는]\s*[:：]?)\s*"
+)
+_CHOOSE = _one_of(
+    r"""i(?:'d|'ll)? (?:(?:would|will|must|do|have to|clearly|therefore|thus) )*(?:choose|pick|select|prefer)
+    i(?:'d|'ll)? (?:(?:would|will|must) )*(?:vote for|go with|opt for|favou?r|take|recommend)
+    je choisis | ich (?:wähle|nehme) | elijo | escolho | scelgo | (?:я )?выбираю | 我?选择? | 我认为
+    it (?:is|must be|has to be) | it's | лучше | besser ist | richtig ist
+    there (?:is|are) no (?:errors?|mistakes?|flaws?) in"""
+)
+_ONE = rf"(?:(?:the\s+)?(?:first\s+|second\s+)?{_THING}\s+)?"  # "candidate [[A]]"
+_LEADS = rf"(?:{_LEAD}(?![a-zа-я])[,:，：、]?\s*)*"
+_NAMES = re.compile(rf"{_LEADS}{_NAME}{_LINK}{_ONE}", re.I)
+_BEFORE = re.compile(
+    rf"{_LEADS}(?:{_NAME}{_LINK}|(?:final\s+)?(?:verdict|winner|judge?ment)\s+|{_CHOOSE}\s*)?{_ONE}",
+    re.I,
+)
+
+# %% ../../nbs/texts/verdicts.ipynb #c018
+_CALCULATION = """is are equals equal gives give makes and plus minus times so the sum total product
+    difference result that as ok bad"""
+_SAID_OF = (
+    rf"(?:{_IS}\s+(?:{_SURE}\s+)*)?(?:(?P<good>{_GOOD}|ok)|wrong|incorrect|invalid|worse|bad|false)"
+)
+_CLAIM = re.compile(
+    rf"{_LEADS}(?:(?:the\s+)?(?P<nth>first|second)\s+{_THING}|(?:{_THING}\s+)?(?P<side>(?-i:[AB])))\s+"
+    rf"(?:{_SAID_OF}|(?:drops?|forgets?|ignores?|misses)\s+(?:the|its?|a)\s+\w+)",
     re.I,
 )
 
 
-def _is_conditional(before: str, after: str) -> bool:
-    "Is what stands between these two texts said only under a condition, or as one of two?"
-    return bool(_CONDITION.match(after) or _IF.search(before))
+def _calculates(text: str) -> bool:
+    "Is a text nothing but a calculation?"
+    words = re.findall(r"[^\W\d]+", text.lower())
+    return bool(re.search(r"\d", text)) and set(words) <= set(_CALCULATION.split())
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c019
-_ANSWER = (
-    r"(?<![a-zа-яß-ÿ])(?<!second[ -])"  # no "incorrect", no "second best"
-    r"(?:verdict|judge?ment|decision|conclusion|winner|choice|preference|answer|"
-    r"(?:better|best|correct|right|stronger|preferred)(?: one| candidate| option| step| response)?|"
-    r"réponse|respuesta|resposta|risposta|antwort|urteil|verdikt|ответ|вердикт|"
-    r"答案|结论|判断|选择|回答|判定|정답|판정)"
-)
-_COPULA = r"(?:(?:is|would be|should be|must be|est|ist|es|è|é)\b|[是为は:：=])"
-_LEADS = rf"{_ANSWER}{_QUIET}{_COPULA}{_QUIET}(?:{_NOUN}{_QUIET})?"
-_AS_ANSWER = re.compile(rf"{_LEADS}$", re.I)
-_AFTER_COLON = re.compile(rf"[:：]{_QUIET}$")
-_REASON = (
-    r"(?:because|since|as|not|rather|over|instead|and not|but not|wins|"
-    r"is (?:the )?(?:better|best|correct|right|clearer|stronger))\b"
-)
-_STANDS = re.compile(rf"{_STOP}(?:$|[.,;!。，；！—–(]|- |{_REASON})", re.I)
-_NEXT_MARK = re.compile(rf"[^\w;]*{_OPEN}")
-
-
-def _is_named(before: str, after: str) -> bool:
-    "Is a mark between these two texts named as the answer?"
-    if not _STANDS.match(after) or _NEXT_MARK.match(after):
+def _claims(text: str, side: str) -> bool:
+    "Does a text say that a side is right, or that the other one is wrong, and no more?"
+    m = _CLAIM.fullmatch(text)
+    if m is None:
         return False
-    named = _AS_ANSWER.search(before)
-    if named is None and not re.search(r"\w", after):
-        named = _AFTER_COLON.search(before)
-    if named is None or _is_conditional(before[: named.start()], after):
-        return False
-    return not _is_bad(_CLAUSE.split(before[: named.start()])[-1])
+    about = m["side"] or ("A" if m["nth"].lower() == "first" else "B")
+    return (about == side) == bool(m["good"])
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c023
-_AGAINST = re.compile(
-    r"(?:\b(?:than|over|not?|never|against|versus|vs\.?|unlike|instead of|beats?|outperforms?|defeats?|"
-    r"(?:eliminat|exclud|dismiss|discard|reject|avoid)\w*|rul\w+ out|"
-    r"(?:superior|preferable|preferred) to|als|nicht|statt|que|pas)\s|n['’]t\s|比|不是|不|非|より)"
-    rf"{_QUIET}(?:{_NOUN}{_QUIET})?$",
-    re.I,
-)
-_LINK = re.compile(
-    r"(?:\b(?:is|are|was|be|in|of|by|with|at|to|for|that|choos\w+|prefer|pick|say|select|favou?r|"
-    r"es|est|ist|è|é)\b|[是为は=]|"
-    rf"\b{_NOUN}|[:：]){_QUIET}$",
-    re.I,
+# %% ../../nbs/texts/verdicts.ipynb #c021
+_OF_A_SIDE = re.compile(rf"{_LEADS}(?:{_THING}\s+)?(?-i:[AB])\s+\w", re.I)
+_OPEN_END = re.compile(
+    r"\b(?:is|are|be|was|than|to|of|in|with|by|for|over|on|at|and|or|not|the|an?|that|which|out)$", re.I
 )
 
 
-def _is_denied(before: str, after: str) -> bool:
-    "Does a sentence speak against the mark between these two texts?"
-    if _AGAINST.search(before) or _is_conditional(before, after):
+def _is_line(text: str) -> bool:
+    "Is a text that ends with ⏎ a line about a candidate that only lacks its full stop?"
+    line = text.rstrip(" ⏎")
+    told = len(line.split()) > 3 and _OF_A_SIDE.match(line) and not _OPEN_END.search(line)
+    return text.endswith("⏎") and bool(told)
+
+
+# %% ../../nbs/texts/verdicts.ipynb #c024
+_REACH = 200  # characters before a mark in which the clause that leads to it begins
+_SO = re.compile(
+    r"[;；]|(?:[,，]|(?<!\bnot)(?<!\bdo)(?<!\bis)(?<!\bif)(?<!\bor)(?<!\beven)(?<!\bsay)(?<!\bthink)\s)\s*"
+    r"(?=(?:and\s+)?(?:so|therefore|thus|hence|donc|deshalb|daher)\b)|[,，]\s*(?=所以|因此)",
+    re.I,
+)
+_ASSUMED = re.compile(
+    r"\b(?:if|suppos\w+|imagine|assum\w+|unless|when|were|had|pretend|wenn|falls|si|если)\b|"
+    r"如果|假如|もし|만약",
+    re.I,
+)
+_I_COUNT = re.compile(r"\bif (?:i|we|you|one) (?!were|had|was)\w+", re.I)  # how the judge counts
+_NO = re.compile(r"(?:^|[,;]\s*(?:but\s+)?)no\s*[:：]$", re.I)
+
+
+def _clause_leads(clause: str, side: str) -> bool:
+    "Does a clause lead to the mark of a side behind it?"
+    clause = clause.strip()
+    if _BEFORE.fullmatch(clause) or _BEFORE.fullmatch(f"{clause} "):
         return True
-    said_before = _CLAUSE.split(_AFTER_COLON.sub("", before))[-1]
-    if re.search(r"\w", after):
-        return _is_bad(said_before) or _is_bad(_CLAUSE.split(after)[0])
-    return bool(_LINK.search(before)) and _is_bad(said_before)
+    if _NO.search(clause):  # "A looks right, but no: B"
+        return clause.lower().startswith("no") or "[[" in clause
+    if _ASSUMED.search(clause):
+        return False
+    said = clause.rstrip(" ,:：⏎-–—→=>")
+    return _claims(said, side) or _calculates(said) or _is_line(clause)
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c026
+def _leads_to(before: str, side: str) -> bool:
+    "Does what stands before a mark in its sentence lead to it?"
+    if len(before) <= _REACH and _clause_leads(before, side):
+        return True
+    near = before[-_REACH:]
+    cuts = list(_SO.finditer(near))
+    if not cuts or not near[cuts[-1].end() :].strip():
+        return False
+    ahead = before[: len(before) - len(near) + cuts[-1].start()]
+    if _ASSUMED.search(_I_COUNT.sub("", ahead)):
+        return False
+    return _clause_leads(near[cuts[-1].end() :], side)
+
+
+# %% ../../nbs/texts/verdicts.ipynb #c027
+_SIDES = re.compile(r"\[\[([AB])\]\]|(?<![A-Za-z])([AB])(?![A-Za-z])")
+
+
+def _other(side: str) -> str:
+    return "B" if side == "A" else "A"
+
+
+def _spoken_of(text: str) -> list[str]:
+    "The sides that a text speaks of, in order, by mark or by letter."
+    return [m[1] or m[2] for m in _SIDES.finditer(text)]
+
+
+# %% ../../nbs/texts/verdicts.ipynb #c030
+_TURN = re.compile(
+    r"\b(?:but|however|yet|although|though|wait|hmm+|actually|or|unless|if|no|aber|doch|mais|pero|но)\b|"
+    r"但|不过|然而",
+    re.I,
+)
+_ILL = re.compile(
+    r"\b(?:wrong\w*|incorrect\w*|worse|worst|false|errors?|mistakes?|mistaken|flaw\w*|fails?|invalid|"
+    r"inferior|weaker|bad|lacks?|miss\w*|forgets?|ignores?|drops?|twice|falsch\w*|schlecht\w*|faux|fausse|"
+    r"mauvais\w*|peor|errad[ao]|sbagliat[ao]|неверн\w*|ошиб\w*)\b|错|誤|間違|틀[렸린]",
+    re.I,
+)
+_DENIES = re.compile(
+    r"\b(?:not|never|no|without|hardly|neither|nor|nicht|kein\w*|pas|не)\b|n['’]t\b|不|没", re.I
+)
+
+
+def _speaks_ill(text: str, side: str) -> bool:
+    "Does a text speak of one side only, and ill of it?"
+    ill = _ILL.search(text)
+    if ill is None or _TURN.search(text) or _DENIES.search(text) or set(_spoken_of(text)) != {side}:
+        return False
+    if _spoken_of(text[: ill.start()]):
+        return True
+    listed = rf"\W*(?:the\s+)?{ill[0]}(?:\s+{_THING})?\s*(?:is|:)\W*{side}\W*"  # "Worse: B"
+    return bool(re.fullmatch(listed, text, re.I))
+
+
+# %% ../../nbs/texts/verdicts.ipynb #c033
+_END = re.compile(r"[\s.!,;:。！，、…)}\]–—-]*(?:です|입니다|이다)?[\s.!。！]*")
+_WHY = re.compile(
+    r"[\s,;:.(，；–—-]*(?:because|since|as(?=\s+(?:\d|\[|it\b|candidate|step|[AB]\b))|"
+    r"weil|da\b|car|parce que|porque|perché|因为|потому что)(?![a-z])",
+    re.I,
+)
+
+
+def _is_reason(text: str, side: str) -> bool:
+    "Can this be why a side was chosen?"
+    if _TURN.search(text) or _asks(text):
+        return False
+    praised = rf"\b{_other(side)}\]*\s+(?:{_IS}\s+{_GOOD}|wins|beats)"
+    ill = _ILL.search(text)
+    about = _spoken_of(text[: ill.start()]) if ill else [_other(side)]
+    return about[-1:] == [_other(side)] and not re.search(praised, text, re.I)
+
+
+# %% ../../nbs/texts/verdicts.ipynb #c036
+_NOT = r"[\s,;，；]*(?:(?:and\s+|but\s+)?not|rather\s+than|over|instead\s+of|pas|nicht|no|不是|而不是)"
+_BESIDES = re.compile(
+    r"\s*[,;，；]\s*(?:(?:while|whereas|and|but)\s+)?|\s+(?:while|whereas|and|but)\s+", re.I
+)
+
+
+def _leaves(rest: str, side: str) -> bool:
+    "Does the rest of a sentence leave the verdict for a side before it as it is?"
+    if _END.fullmatch(rest):
+        return True
+    why = _WHY.match(rest)
+    if why:
+        return _is_reason(rest[why.end() :], side)
+    other = _other(side)
+    opposed = re.match(rf"{_NOT}\s*{_ONE}(?:\[\[{other}\]\]|(?-i:{other}\b))", rest, re.I)
+    if opposed:
+        return _leaves(rest[opposed.end() :], side)
+    besides = _BESIDES.match(rest)
+    return bool(besides) and _speaks_ill(rest[besides.end() :], other)
+
+
+# %% ../../nbs/texts/verdicts.ipynb #c039
+_PREDICATE = re.compile(
+    rf"\s*(?:(?:{_IS}|'s)\s+(?:{_SURE}\s+)*(?:(?:the|an?|die|der|das|la|le|el|il)\s+)?{_GOOD}(?:\s+next)?"
+    rf"(?:\s+{_THING})?|wins|[是为]?(?:更好|更优|正确|对)的?|"
+    rf"(?:は正しい|(?:の方|のほう|方)?[がは](?:より)?(?:良い|よい|正しい)))(?:\s+{_OF_TWO})?(?![a-z])",
+    re.I,
+)
+_RIGHTLY = re.compile(r"\s*(?:correctly|rightly|properly)\s+", re.I)
+
+
+def _supports(after: str, side: str, named: bool) -> bool:
+    "Does what stands behind a mark in its sentence leave it a verdict?"
+    if _leaves(after, side):
+        return True
+    if _RIGHTLY.match(after):
+        turned = [_TURN.search(after), _ILL.search(after), _DENIES.search(after), _spoken_of(after)]
+        return not any(turned)
+    better = _PREDICATE.match(after)
+    if better is None:
+        return False
+    rest, other = after[better.end() :], _other(side)
+    whom = rf"\[\[{other}\]\]|(?-i:{other}\b)" if named else rf"(?-i:{other}\b)"
+    than = re.match(rf"\s+than\s+{_ONE}(?:{whom}|the\s+other(?:\s+{_THING})?)", rest, re.I)
+    return _leaves(rest[than.end() :] if than else rest, side)
+
+
+# %% ../../nbs/texts/verdicts.ipynb #c042
 _CALLED = r"is (?:(correct|right|valid)|incorrect|wrong|invalid|not correct|not right)"
 _OPPOSED = re.compile(
-    rf"{_ANY_MARK.pattern} {_CALLED}[,;]? (?:while|whereas|but|and) {_ANY_MARK.pattern} {_CALLED}[.!]?",
-    re.I,
+    rf"\[\[([AB])\]\] {_CALLED}[,;]? (?:while|whereas|but|and) \[\[([AB])\]\] {_CALLED}[.!]?", re.I
 )
 
 
 def _opposed(sentence: str) -> str | None:
     "The mark that is called right where the other is called wrong, None in another sentence."
-    m = _OPPOSED.fullmatch(sentence.strip())
-    if m is None or bool(m[2]) == bool(m[4]) or m[1].upper() == m[3].upper():
+    m = _OPPOSED.fullmatch(sentence)
+    if m is None or bool(m[2]) == bool(m[4]) or m[1] == m[3]:
         return None
-    return (m[1] if m[2] else m[3]).upper()
+    return m[1] if m[2] else m[3]
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c030
-_REACH = 120  # characters around a mark that can say something of it
+# %% ../../nbs/texts/verdicts.ipynb #c045
+_LONGEST = 1200  # characters of a sentence behind its mark
 
 
-def _said(sentence: str) -> tuple[str | None, bool]:
-    "(side that a sentence with marks chooses, None if that isn't clear; is it named as the answer?)"
-    named, denied = set(), False
-    for m in _ANY_MARK.finditer(sentence):
-        before = sentence[max(0, m.start() - _REACH) : m.start()]
-        after = sentence[m.end() : m.end() + _REACH]
-        if _is_named(before, after):
-            named.add(m[1].strip().upper())
-        else:
-            denied = denied or _is_denied(before, after)
-    if _asks(sentence):
-        return None, False
-    if len(named) == 1:
-        return named.pop(), True
-    opposed = _opposed(sentence)
-    if opposed:
-        return opposed, True
-    sides = set(_sides(sentence))
-    clear = len(sides) == 1 and not named and not denied
-    return (sides.pop(), False) if clear else (None, False)
-
-
-# %% ../../nbs/texts/verdicts.ipynb #c033
-_SPOKEN = re.compile(
-    rf"{_LEADS}\b([AB])\b(?={_STOP}(?:$|[.,;!。，；！](?!\W*[A-E]\b)|because\b|since\b))", re.I
-)
-
-
-def _spoken(sentences: list[str]) -> str | None:
-    "The side that is named without a mark, None if there is none, or not one only."
+def _marked(sentence: str) -> str | None:
+    "The side that a sentence gives its verdict for with a mark, None if it is no verdict."
+    marks = list(re.finditer(r"\[\[([AB])\]\]", sentence))
+    if _asks(sentence) or not 0 < len(marks) < 8:
+        return None
     sides = set()
-    for s in sentences:
-        for m in _SPOKEN.finditer("" if _asks(s) else s):
-            before = s[max(0, m.start() - _REACH) : m.start()]
-            if m[1] == "a" and not re.search(r"[:：=]\W*$", m[0][:-1]):
-                continue  # a word
-            held = _is_bad(_CLAUSE.split(before)[-1]) or _is_conditional(before, "")
-            sides.add(None if held else m[1].upper())
+    for m in marks:
+        before, after = sentence[: m.start()], sentence[m.end() :]
+        named = bool(before.strip())
+        if len(after) <= _LONGEST and _leads_to(before, m[1]) and _supports(after, m[1], named):
+            sides.add(m[1])
+    return sides.pop() if len(sides) == 1 else _opposed(sentence)
+
+
+# %% ../../nbs/texts/verdicts.ipynb #c048
+def _spoken(sentence: str) -> str | None:
+    "The side that a sentence names as its verdict without a mark, None if it is no verdict."
+    sides = set()
+    for m in re.finditer(r"\b[AB]\b", "" if _asks(sentence) else sentence[:_REACH], re.I):
+        side, before, after = m[0].upper(), sentence[: m.start()], sentence[m.end() :]
+        is_word = m[0] == "a" and before.rstrip()[-1:] not in (":", "：", "=")
+        if is_word or len(after) > _LONGEST or not _NAMES.fullmatch(before):
+            continue
+        why = _WHY.match(after)
+        if _END.fullmatch(after) or (why and _is_reason(after[why.end() :], side)):
+            sides.add(side)
     return sides.pop() if len(sides) == 1 else None
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c036
+# %% ../../nbs/texts/verdicts.ipynb #c051
 _WRAPPED = re.compile(r"\\boxed\{\s*([AB])\s*\}|<(answer|verdict)>\s*([AB])\s*</\2>")
 
 
@@ -210,33 +383,91 @@ def _wrapped(text: str) -> str | None:
     return (m[1] or m[3]) if m else None
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c039
-def _bare(sentences: list[str]) -> list[str]:
-    "What the marks say in sentences that hold nothing else."
-    return [side for s in sentences if not re.search(r"\w", _ANY_MARK.sub("", s)) for side in _sides(s)]
+# %% ../../nbs/texts/verdicts.ipynb #c054
+_SUBJECT = re.compile(r"\W*(?:it|this|that|both|i|we|he|she|yes|good|ok)\b", re.I)
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c042
+def _is_heading(sentence: str) -> bool:
+    "Is this too short for an explanation, and no name of a verdict either?"
+    words = re.findall(r"[a-z]+", sentence, re.I)
+    if not words or re.search(r"\d|[^\x00-\u024f]", sentence) or _spoken_of(sentence):
+        return False
+    if _SUBJECT.match(sentence) or len(words) > 4:
+        return False
+    is_name = re.fullmatch(rf"{_LEADS}(?:{_NAME})?\W*", sentence, re.I)
+    return bool(_ILL.search(sentence)) or (len(words) < 3 and not is_name)
+
+
+# %% ../../nbs/texts/verdicts.ipynb #c057
+_MADE_UP = re.compile(
+    rf"\W*(?:{_ASSUMED.pattern}|let's say|say|for (?:example|instance)|format|example)\b|假设|例如", re.I
+)
+_LISTED = re.compile(r"\W*[12]\W*|.*\b[AB]\W+2[.)]")
+
+
+def _allows(previous: str) -> bool:
+    "Can a verdict mean what it says behind this sentence ('': behind none)?"
+    if _asks(previous):
+        which = re.search(rf"\bwhich\b.*\b{_GOOD}", previous, re.I) and not _ILL.search(previous)
+        return "[[" in previous or bool(which)
+    if _MADE_UP.match(previous) or _LISTED.fullmatch(previous):
+        return False
+    return "[[" in previous or not _is_heading(previous)
+
+
+# %% ../../nbs/texts/verdicts.ipynb #c060
+def _stands(sentence: str, side: str, read: Callable[[str], str | None]) -> bool:
+    "Does a sentence behind a verdict leave it standing?"
+    if not re.search(r"\w", sentence):
+        return bool(_END.fullmatch(sentence))
+    if read(sentence) == side or _calculates(sentence) or _speaks_ill(sentence, _other(side)):
+        return True
+    own = re.match(rf"(?:{_THING}\s+)?(?-i:{side})(?=\s)", sentence, re.I)
+    after = sentence[own.end() :] if own else ""
+    return bool(_PREDICATE.match(after)) and _supports(after, side, True)
+
+
+# %% ../../nbs/texts/verdicts.ipynb #c063
+def _is_ranked(sentences: list[str], side: str) -> bool:
+    "Do the sentences before a mark that stands alone speak of the other one, and not ill?"
+    other = _other(side)
+    for s in sentences:
+        at = s.find(f"[[{other}]]")
+        if at >= 0 and f"[[{side}]]" not in s and not _ILL.search(s[at:]):
+            return True
+    last = sentences[-1] if sentences else ""
+    return _spoken(last) == other and "answer" not in last.lower()
+
+
+# %% ../../nbs/texts/verdicts.ipynb #c066
+def _read_marks(sentences: list[str], read: Callable[[str], str | None]) -> str | None:
+    "The side that the sentences of a reply choose, each read by `read`; None if that is not clear."
+    found = [(n, side) for n, side in enumerate(map(read, sentences)) if side]
+    if len({side for _, side in found}) != 1:
+        return None
+    n, side = found[-1]
+    before, verdict, behind = sentences[:n], sentences[n], sentences[n + 1 :]
+    if not _allows(before[-1] if before else ""):
+        return None
+    if re.match("no\\b", verdict, re.I) and not (before and "[[" in before[-1]):
+        return None
+    if not all(_stands(s, side, read) for s in behind):
+        return None
+    is_bare = not re.search(r"\w", verdict.replace(f"[[{side}]]", ""))
+    return None if is_bare and _is_ranked(before, side) else side
+
+
+# %% ../../nbs/texts/verdicts.ipynb #c069
 def read_verdict(text: str) -> str | None:
     "'A', 'B', or None when the judge's text does not say which."
     text = after_thought(text)
-    sentences, marks = _sentences(text), list(_ANY_MARK.finditer(text))
-    if not marks:
-        return _wrapped(text) or _spoken(sentences)
-    with_marks = [s for s in sentences if _ANY_MARK.search(s)]
-    if len(set(_bare(with_marks))) > 1:
-        return None
-    side, named = _said(with_marks[-1]) if with_marks else (None, False)
-    if side not in ("A", "B"):
-        return None
-    ends_with_it = not re.search(r"\w", text[marks[-1].end() :])
-    if named or ends_with_it:
-        return side
-    agreed = set(_sides(text)) == {side} and _spoken(sentences) in (None, side)
-    return side if agreed else None
+    sentences = _sentences(_plain(text))
+    if _ANY_MARK.search(text):
+        return _read_marks(sentences, _marked)
+    return _wrapped(text) or _read_marks(sentences, _spoken)
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c046
+# %% ../../nbs/texts/verdicts.ipynb #c073
 def mark_ids(tokenizer, side: str) -> list[int]:
     "Ids of the mark that says A or B, as it follows a sentence."
     return ids_after(tokenizer, ".", f" [[{side}]]")
@@ -255,7 +486,7 @@ def verdict_ids(tokenizer) -> tuple[list[int], tuple[int, int]]:
     )
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c050
+# %% ../../nbs/texts/verdicts.ipynb #c077
 _BEFORE_MARK = re.compile(
     rf"\s*{_OPEN}(?=[\s*_]*(?:{_NOUN})?(?:[a-z][a-z /]{{0,14}})?[\s*_]*(?:\\?\]|$))", re.I
 )
@@ -271,7 +502,7 @@ def explanation_ids(tokenizer, completion: Completion) -> list[int]:
     return ids_before(tokenizer, ids, mark.start()) if mark else ids
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c054
+# %% ../../nbs/texts/verdicts.ipynb #c081
 def _one_bracket(mark: re.Match) -> str:
     "What a mark says, in single brackets."
     return f"[ {mark[1].strip()} ]"
