@@ -35,7 +35,7 @@ COMMANDS = {  # the command, and what it writes; FOLDER is a folder of the test
 def rows_of(tmp_path, monkeypatch):
     "`rows_of(name, *options)`: the rows that a command writes, sorted, its jobs done in this process."
 
-    def here(function, arguments, log, progress, stopped=None):
+    def here(function, arguments, log, progress, **_):
         return getattr(rejudge, function.partition(":")[2])(**arguments, progress=progress)
 
     monkeypatch.setattr(rejudge, "run_job", here)
