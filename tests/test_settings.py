@@ -180,7 +180,9 @@ def killed(process, folder: Path, rng: random.Random) -> bool:
     return hit
 
 
-ALL_TIED = re.compile("no pair to train on; steps [0-9]+.* tie [0-9]+")
+ALL_TIED = re.compile(
+    "no pair to train on; steps [0-9]+.* tie [0-9]+|100% of [0-9]+ steps with several candidates end in a tie"
+)
 
 
 def completes(settings: dict, tmp_path: Path):
