@@ -32,6 +32,7 @@ ELSEWHERE = {
     "psr_nb.dashboard.rejudge.rejudge_job": "runs in a child process: rejudge_in_child",
     "psr_nb.dashboard.probe.probe_job": "runs in a child process: probe_in_child",
     "psr_nb.engines.fleet.worker": "the entry point of an engine's process: every fleet",
+    "psr_nb.engines.forkserver.server_main": "the entry point of a fork server: every run",
     "psr_nb.jobs.rank_main": "the entry point of a process among several: tests/test_hardware.py",
     "psr_nb.jobs.node_main": "the entry point of a node's processes: tests/test_hardware.py",
     "psr_nb.maths.grade.serve": "the entry point of a grader's process: grade_all",
