@@ -212,6 +212,15 @@ def test_a_mistyped_file_is_told_before_anything_is_loaded(tmp_path, monkeypatch
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["questions", "test", "ift", "eft", "judge_test", "dev"])
+def test_a_mistyped_row_is_told_before_anything_is_loaded(tmp_path, monkeypatch, name):
+    for late in ("psr_nb.studies.plan.check_run", "psr_nb.run.check_machine"):
+        monkeypatch.setattr(late, lambda *_: pytest.fail("too late"))
+    rows, out = lines(tmp_path / "rows.jsonl", OK, '{"question": \n'), tmp_path / "run"
+    refused_here([*FAST, "--set", f"data.{name}={rows}", "--out", out], "rows.jsonl:")
+    assert not out.exists()
+
+
 def test_fields_that_hold_something_else(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for row, word in (

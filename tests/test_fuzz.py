@@ -27,6 +27,7 @@ from psr_nb.engine import RecordedEngine, load_tokenizer, says
 from psr_nb.files import packaged, write_jsonl
 from psr_nb.folder import open_run
 from psr_nb.recipe import Recipe
+from psr_nb.studies.plan import check_run
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
 SECONDS = 10  # for one input
@@ -394,6 +395,7 @@ def no_engine(tokenizer):
 
 def planned_only(recipe, out):
     "Stands in for `run`: makes the run's data, and prints how many rows there are."
+    check_run(recipe)
     made = open_run(out, recipe)
     for file in sorted(made.path.rglob("*.jsonl")):
         print(file.name, len(file.read_bytes().splitlines()))

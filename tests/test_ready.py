@@ -1,26 +1,31 @@
 """What can be known before a model is loaded is refused before it, in one sentence that says what to do."""
 
+import contextlib
 import copy
 import importlib.metadata
 import importlib.util
 import json
+import re
 import shutil
+import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_models import save_tiny, tiny_config, tiny_model, tiny_tokenizer
-from transformers import ViTConfig
+from tiny_models import TOKENIZERS, save_tiny, solutions, tiny_config, tiny_model, tiny_tokenizer
+from tokenizers import Tokenizer, decoders, models, trainers
+from transformers import PreTrainedTokenizerFast, ViTConfig
 
 from psr_nb.domains.maths import MATH
 from psr_nb.engine import EngineSettings
-from psr_nb.engines.ready import Wanted, check_questions, check_ready
-from psr_nb.files import append_jsonl, read_jsonl, write_jsonl
-from psr_nb.folder import plan
-from psr_nb.prompts import label_ids
+from psr_nb.engines.ready import Wanted, check_limit, check_questions, check_ready
+from psr_nb.files import append_jsonl, packaged, read_jsonl, write_jsonl
+from psr_nb.folder import open_run, plan
+from psr_nb.prompts import check_tokenizer, label_ids
 from psr_nb.recipe import load_recipe
 from psr_nb.records import InputError
-from psr_nb.run import run
+from psr_nb.run import _check_limits, run
 from psr_nb.texts.chat import prompt_ids
 
 HERE = EngineSettings("transformers")
@@ -178,6 +183,44 @@ def test_questions_longer_than_the_context():
         check_questions(tok, MATH, ["What is 2 + 3?"], 40)
 
 
+def without_fallback() -> PreTrainedTokenizerFast:
+    "A BPE that knows the signs of some solutions and writes others as unknown."
+    made = Tokenizer(models.BPE(unk_token="<unk>"))
+    made.decoder = decoders.Fuse()
+    trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>", "</s>"])
+    made.train_from_iterator(solutions(), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", eos_token="</s>")
+
+
+PLAIN = replace(MATH, ask="{}\n\n".format)
+KNOWN = "Tom has 13 apples and buys 12 more. How many apples does Tom have now?"
+
+
+def test_questions_that_lose_characters_are_told_of():
+    tok = without_fallback()
+    check_tokenizer(tok, PLAIN)
+    odd = "What is 3 * 4 - √9 / 2?"
+    with pytest.warns(
+        UserWarning, match="1 of 2 questions lose characters in its tokenizer, the first "
+    ):
+        assert check_questions(tok, PLAIN, [KNOWN, odd], 4096) == 0
+    with pytest.raises(
+        InputError, match=rf"1 of 1 questions lose .*{re.escape(odd)}.* without '\*'; take"
+    ):
+        check_questions(tok, PLAIN, [odd], 4096)
+    with pytest.raises(InputError, match="2 of 2 questions lose .*; take another model"):
+        check_questions(tok, MATH, [KNOWN, KNOWN], 4096)
+
+
+@pytest.mark.parametrize("kind", list(TOKENIZERS)[:4])
+def test_questions_that_come_back_are_not_told_of(kind):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (
+            check_questions(tiny_tokenizer(kind), MATH, [KNOWN, " 3² = √9? </s>\n", "a , b"], 4096) == 0
+        )
+
+
 def test_a_question_needs_room_for_a_whole_step():
     "The search begins only there."
     tok = tiny_tokenizer()
@@ -191,7 +234,12 @@ def test_a_question_needs_room_for_a_whole_step():
 def recipe(tmp_path):
     "A small recipe, and its test set to spoil."
     problems = [
-        {"id": f"p{i}", "question": f"What is {i} + 700?", "answer": str(i + 700)} for i in range(3)
+        {
+            "id": f"p{i}",
+            "question": f"Tom has {i} apples. Tom buys 700 more. How many apples now?",
+            "answer": str(i + 700),
+        }
+        for i in range(3)
     ]
     write_jsonl(tmp_path / "test.jsonl", problems)
     return load_recipe("fast", **{"data.test": str(tmp_path / "test.jsonl")})
@@ -205,7 +253,47 @@ def test_an_answer_that_cannot_be_graded_ends_a_run_before_it_begins(recipe, tmp
         InputError, match="test.jsonl: b0: the gold answer is torn.*, and 1 more can't be"
     ):
         run(recipe, tmp_path / "run", quiet=True)
-    assert not (tmp_path / "run" / "recipe.yaml").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_limit_is_met_by_the_first_text_that_fits():
+    lengths = iter([9, 7, 8])
+    check_limit("dpo.max_length", 7, lengths, "texts")
+    assert list(lengths) == [8]
+    with pytest.raises(InputError, match="all 3 texts are longer than 6 tokens, the shortest has 7"):
+        check_limit("dpo.max_length", 6, iter([9, 7, 8]), "texts")
+
+
+def test_a_limit_of_training_that_nothing_meets(tmp_path):
+    "Ten tokens are too few for any row or pair. With as many as the shortest one has, there is something."
+    begun = open_run(tmp_path / "run", load_recipe("fast"))
+
+    def limited(name, tokens):
+        _check_limits(replace(begun, recipe=load_recipe("fast", **{name: tokens})))
+
+    for name, what in (("sft.max_length", "320 rows"), ("dpo.max_length", "24 questions")):
+        with pytest.raises(InputError, match=f"^{name}: all {what}.* longer than 10 tokens") as refused:
+            limited(name, 10)
+        shortest = int(re.search(r"shortest has (\d+)", str(refused.value))[1])
+        limited(name, shortest)
+        with pytest.raises(InputError, match=name):
+            limited(name, shortest - 1)
+
+
+def test_only_what_is_still_to_be_trained_is_held_to_a_limit(tmp_path):
+    "M1 may be there, and a judge's prompt may be shorter than the question's."
+    begun = open_run(tmp_path / "run", load_recipe("fast"))
+    judged = {"dpo.max_length": 10, "pairs.judgements": "consistent"}
+    judged |= {
+        "judge.votes": 4,
+        "judge.temperature": 0.7,
+        "judge.orders": "both",
+        "judge.policy": "round robin",
+    }
+    begun.folder("judge", 1).mkdir()
+    (begun.folder("judge", 1) / "model").symlink_to(packaged("models/demo-m1"))
+    for changes in ({"sft.max_length": 10}, judged):
+        _check_limits(replace(begun, recipe=load_recipe("fast", **changes)))
 
 
 class Trained(Exception):
@@ -223,7 +311,7 @@ def test_questions_without_room_are_told_of_before_a_run_trains(
 
     monkeypatch.setattr("psr_nb.run._Work.child", child)
     rows = [
-        {"id": "long", "question": "What is 2 + 700? " * 500, "answer": "702"},
+        {"id": "long", "question": "Tom has 2 apples. " * 500, "answer": "702"},
         *read_jsonl(recipe.data.test)[:short],
     ]
     write_jsonl(recipe.data.test, rows)
@@ -233,3 +321,32 @@ def test_questions_without_room_are_told_of_before_a_run_trains(
     else:
         with pytest.raises(InputError, match=said):
             run(recipe, tmp_path / "run", quiet=True)
+
+
+def test_a_limit_that_nothing_meets_is_told_of_before_a_run_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr("psr_nb.run._Work.child", lambda *_: pytest.fail("too late"))
+    with pytest.raises(InputError, match="dpo.max_length: all 24 questions"):
+        run(load_recipe("fast", **{"dpo.max_length": 10}), tmp_path / "run", quiet=True)
+
+
+LOST = r"of 14 rows lose characters .*, the first is .*, which comes back without '√'"
+
+
+@pytest.mark.parametrize(
+    "odd, ending",
+    [(1, pytest.warns(UserWarning, match=LOST)), (9, pytest.raises(InputError, match=LOST))],
+)
+def test_rows_for_m1_that_lose_characters_are_told_of_before_a_run_trains(
+    recipe, tmp_path, monkeypatch, odd, ending
+):
+    def child(*_):
+        raise Trained
+
+    monkeypatch.setattr("psr_nb.run._Work.child", child)
+    rows = list(read_jsonl(packaged("demo/ift.jsonl")))[:10]
+    for row in rows[:odd]:
+        row["steps"][0] += " √"
+    write_jsonl(tmp_path / "ift.jsonl", rows)
+    small = replace(recipe.data, ift=str(tmp_path / "ift.jsonl"), ift_limit=None, eft_limit=4)
+    with ending, contextlib.suppress(Trained):
+        run(replace(recipe, data=small), tmp_path / "run", quiet=True)

@@ -1,6 +1,8 @@
 """Whatever the tokenizer: training, search and judge put the same ids together and cut them at one place."""
 
 import random
+import unicodedata
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -10,17 +12,18 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from psr_nb.datagen.prm import PRMFormat, prm_ids, prm_row
 from psr_nb.datagen.scorers import StepLabels
+from psr_nb.domains.find import BUILT_IN, domain_named
 from psr_nb.domains.maths import MATH
 from psr_nb.engine import RecordedEngine, generate
 from psr_nb.engines.batch import Stops
 from psr_nb.judge import run_with
-from psr_nb.prompts import check_tokenizer, label_ids, step_candidate, step_ids
+from psr_nb.prompts import check_returned, check_tokenizer, label_ids, step_candidate, step_ids
 from psr_nb.records import Completion, EFTRow, IFTRow, InputError, Problem
 from psr_nb.search import SearchSettings, SearchSetup, search
-from psr_nb.sft import eft_ids, ift_ids
+from psr_nb.sft import check_rows, eft_ids, ift_ids
 from psr_nb.texts.chat import prompt_ids
 from psr_nb.texts.labels import labels_in, next_label, unlabelled
-from psr_nb.texts.tokens import encode, ids_after, ids_before
+from psr_nb.texts.tokens import encode, first_lost, ids_after, ids_before
 from psr_nb.texts.verdicts import verdict_ids
 
 KINDS = list(TOKENIZERS)
@@ -169,6 +172,88 @@ def rewritten(normalizer, **tokens) -> PreTrainedTokenizerFast:
 def test_all_that_is_put_together_is_read_back(tok, said):
     with pytest.raises(InputError, match=said):
         check_tokenizer(tok, MATH)
+
+
+def with_special(*texts: str) -> PreTrainedTokenizerFast:
+    "One that has taken some signs for special tokens."
+    tok = rewritten(None)
+    tok.add_special_tokens({"additional_special_tokens": list(texts)})
+    return tok
+
+
+@pytest.mark.parametrize("sign, other", [(",", ""), ("\\", "/"), ('"', "'"), ("Problem", "problem")])
+def test_one_that_changes_what_the_domain_says_is_refused(sign, other):
+    with pytest.raises(InputError, match="for math: the domain's own words come back without"):
+        check_tokenizer(rewritten(normalizers.Replace(sign, other)), MATH)
+
+
+@pytest.mark.parametrize("kind", GOOD)
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_the_words_of_the_librarys_domains_come_back(kind, name):
+    check_tokenizer(tiny_tokenizer(kind), domain_named(name))
+
+
+NFKC = rewritten(normalizers.NFKC())
+ROWS = [
+    (NFKC, "so 3² = 9", "²"),
+    (NFKC, "ﬁve", "ﬁ"),
+    (with_special("+"), "四 + 1 = 5", "+"),
+    (with_special("<x>", "%"), "so <x> = 7%", "%"),
+    (rewritten(normalizers.Replace("√", "")), "√9 is 3", "√"),
+    (rewritten(normalizers.Replace("  ", " ")), "a  b", " "),
+]
+
+
+@pytest.mark.parametrize("tok, said, lost", ROWS)
+@pytest.mark.parametrize("where", ["step", "question", "explanation", "a"])
+def test_rows_that_do_not_come_back_are_counted(tok, said, lost, where):
+    good = IFTRow("good", "How many?", ["so 5", "\\boxed{5}"], "5")
+    judged = EFTRow("bad", "How many?", ["so"], "x", "z", "A", "It is so.")
+    bad = {
+        "step": replace(good, id="bad", steps=["so", said, "so"]),
+        "question": replace(good, id="bad", question=said),
+        "explanation": replace(judged, explanation=said),
+        "a": replace(judged, a=said),
+    }[where]
+    told = f"1 of 3 rows lose characters in its tokenizer, the first is 'bad', .* without '[{lost}]'"
+    with pytest.warns(UserWarning, match=told):
+        assert check_rows(tok, MATH, [good, bad, good]) == 1
+    with pytest.raises(InputError, match="2 of 3 rows lose .*; take another model"):
+        check_rows(tok, MATH, [bad, good, bad])
+
+
+@pytest.mark.parametrize("kind", GOOD)
+@pytest.mark.parametrize(
+    "text", ["  so 3 ", "a , b .  c 's", "a\n\n  b\tc", "café", "cafe\u0301", "√9 ✅", "</s>"]
+)
+def test_what_changes_no_text_is_no_loss(kind, text):
+    tok = tiny_tokenizer(kind)
+    row = IFTRow("1", text, [text, "so 5", text], "5")
+    judged = EFTRow("2", text, [text], text, text, "B", text)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert check_rows(tok, MATH, [row, judged]) == 0
+
+
+def test_one_way_to_write_a_character_is_as_good_as_another():
+    tok = rewritten(normalizers.NFC())
+    tok.clean_up_tokenization_spaces = True
+    tok.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = True
+    text = unicodedata.normalize("NFD", "é , Å .")
+    assert tok.decode(encode(tok, text)) == "é, Å."  # which is what tidying makes of it
+    assert first_lost(tok, encode(tok, text), [text]) is None
+
+
+def test_of_many_rows_a_thousand_are_looked_at():
+    seen = []
+
+    def lost(row):
+        seen.append(row)
+        return None if row % 2 else (str(row), "²")
+
+    with pytest.warns(UserWarning, match=r"of 1,000 rows looked at, of 5,000, lose"):
+        found = check_returned(tiny_tokenizer(), "rows", [2, *[1, 1, 1, 2] * 1249, 1, 1, 1], lost)
+    assert len(seen) == 1000 and found == seen.count(2) and 200 < found < 300
 
 
 def test_a_tokenizer_without_the_words_of_a_domain_is_refused():

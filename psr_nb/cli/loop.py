@@ -41,7 +41,7 @@ def _completion(ids: list[int], request: Request, tokenizer, ends: set[int]) -> 
     return Completion(ids[: end + 1], text, "eos" if end < len(ids) else "length")
 
 
-# %% ../../nbs/cli/loop.ipynb #c009
+# %% ../../nbs/cli/loop.ipynb #c010
 def _met(stops: tuple[str, ...], tokenizer, width: int) -> Callable:
     "Which rows have met a stop behind their prompt, within their last 16 tokens."
 
@@ -75,7 +75,7 @@ def _generated(model, tokenizer, prompts: list[list[int]], s: Sampling) -> list[
     return out[:, width:].tolist()
 
 
-# %% ../../nbs/cli/loop.ipynb #c011
+# %% ../../nbs/cli/loop.ipynb #c014
 class PlainEngine:
     "Transformers' `generate`, on all that was asked at once, padded to the longest prompt."
 
@@ -114,7 +114,7 @@ class PlainEngine:
         del self.model
 
 
-# %% ../../nbs/cli/loop.ipynb #c015
+# %% ../../nbs/cli/loop.ipynb #c018
 class Clock:
     "An engine, with the `seconds` it worked on steps (`search`) and on comparisons (`judge`)."
 
@@ -140,7 +140,7 @@ class Clock:
         return out
 
 
-# %% ../../nbs/cli/loop.ipynb #c018
+# %% ../../nbs/cli/loop.ipynb #c021
 @dataclass(frozen=True)
 class Iteration:
     "One iteration to be timed."
@@ -157,22 +157,7 @@ class Iteration:
     evaluate: EvalSettings
 
 
-def _trained(it: Iteration, way: str, pairs: list[StepPair], out: Path) -> float:
-    "Seconds of training on the pairs, from loading the model to saving it."
-    from transformers import PrinterCallback
-
-    start = time.perf_counter()
-    if way == "ours":
-        train_dpo(it.model, pairs, out / "model", it.dpo)
-    else:
-        trainer = bench_trainer("trl", it.model, it.model, pairs, it.dpo.micro_batch)
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        trainer.save_model(str(out / "model"))
-    return time.perf_counter() - start
-
-
-# %% ../../nbs/cli/loop.ipynb #c019
+# %% ../../nbs/cli/loop.ipynb #c025
 def _evaluated(it: Iteration, way: str, engine, out: Path) -> float:
     "Seconds of greedy solutions of the test problems: all at once, or one after the other."
     start = time.perf_counter()
@@ -194,7 +179,7 @@ def _found(it: Iteration, way: str, engine) -> tuple[dict[str, float], list]:
     return clock.seconds, found
 
 
-# %% ../../nbs/cli/loop.ipynb #c021
+# %% ../../nbs/cli/loop.ipynb #c029
 def _to_train(it: Iteration, found: list) -> tuple[list[StepPair], bool]:
     "The pairs of these trajectories, or made-up ones; are they made up?"
     pairs = [pair for t in found for pair in pairs_of(t)]
@@ -209,6 +194,23 @@ def _to_train(it: Iteration, found: list) -> tuple[list[StepPair], bool]:
     return named, True
 
 
+# %% ../../nbs/cli/loop.ipynb #c033
+def _trained(it: Iteration, way: str, pairs: list[StepPair], out: Path) -> float:
+    "Seconds of training on the pairs, from loading the model to saving it."
+    from transformers import PrinterCallback
+
+    start = time.perf_counter()
+    if way == "ours":
+        train_dpo(it.model, pairs, out / "model", it.dpo)
+    else:
+        trainer = bench_trainer("trl", it.model, it.model, pairs, it.dpo.micro_batch)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        trainer.save_model(str(out / "model"))
+    return time.perf_counter() - start
+
+
+# %% ../../nbs/cli/loop.ipynb #c036
 def timed_way(way: str, it: Iteration, began: float, threads: int, pairs: list[StepPair]) -> dict:
     """An iteration in this process, which was asked for at the time `began`: seconds of each of its `phases`,
     the `pairs` it trained on (the given ones, or its own), and whether these are `made` up."""
@@ -226,7 +228,7 @@ def timed_way(way: str, it: Iteration, began: float, threads: int, pairs: list[S
     return {"phases": {"start": start} | phases, "pairs": pairs, "made": made}
 
 
-# %% ../../nbs/cli/loop.ipynb #c025
+# %% ../../nbs/cli/loop.ipynb #c040
 def _alone(way: str, it: Iteration, pairs: list[StepPair]) -> dict:
     "`timed_way` in a new process. InputError if it is killed."
     from psr_nb.cli import loop  # a child can't see the functions of a notebook
@@ -241,6 +243,11 @@ def _alone(way: str, it: Iteration, pairs: list[StepPair]) -> dict:
             raise InputError(f"{killed}; take a smaller model or fewer questions") from e
 
 
+# %% ../../nbs/cli/loop.ipynb #c044
+#| export
+
+
+# %% ../../nbs/cli/loop.ipynb #c045
 def _side_by_side(plain: dict, ours: dict, phase: str) -> dict:
     "Seconds of a phase both ways, and the ratio."
     one, other = plain["phases"][phase], ours["phases"][phase]

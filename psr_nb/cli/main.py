@@ -118,9 +118,10 @@ def _ended_arms(done) -> list[tuple[str, str]]:
 def _run_or_stop(recipe, out: str):
     "Run a recipe in a folder. Ctrl-C ends the program with exit code 130."
     from psr_nb.run import run
+    from psr_nb.studies.plan import check_run
 
     try:
-        return run(recipe, out)
+        return run(recipe, out, check=check_run)
     except KeyboardInterrupt:
         print(
             f"\nStopped. What was finished is in {out}; the same command goes on from there.",
@@ -173,15 +174,12 @@ def _add_demo(add):
 
 
 # %% ../../nbs/cli/main.ipynb #c025
-def _check_before(recipe, out: str | Path):
-    "InputError for what can be known before a run begins or goes on in a folder; the quick looks come first."
+def _look_for_data(recipe, out: str | Path):
+    "InputError for data of a new run that isn't there; of one that goes on it lies in its folder."
     from psr_nb.folder import check_sources
 
     if not (Path(out) / "recipe.yaml").exists():
         check_sources(recipe)
-    from psr_nb.studies.plan import check_run
-
-    check_run(recipe)
 
 
 # %% ../../nbs/cli/main.ipynb #c027
@@ -198,7 +196,7 @@ def run_recipe(args):
     given = {k: v for k, v in options.items() if v is not None}
     recipe = load_recipe(args.recipe, **given | recipe_changes(args.set))
     out = args.out or f"runs/{recipe.name}"
-    _check_before(recipe, out)
+    _look_for_data(recipe, out)
     _go(recipe, out)
 
 
@@ -223,6 +221,7 @@ def _add_run(add):
 def sweep_recipe(args):
     "psr_nb sweep"
     from psr_nb.dashboard.sweeps import sweep_json
+    from psr_nb.studies.plan import check_run
     from psr_nb.studies.sweep import Sweep, over_settings, recipes_of, run_sweep, seed_list
 
     settings = recipe_changes(args.set)
@@ -234,7 +233,8 @@ def sweep_recipe(args):
     wanted = Sweep(args.recipe, Path(args.out), over, seeds, settings)
     for name, recipe in recipes_of(wanted).items():
         if recipe.seed == seeds[0]:
-            _check_before(recipe, wanted.path / name)
+            _look_for_data(recipe, wanted.path / name)
+            check_run(recipe)
     done = run_sweep(wanted, args.parallel)
     found = sweep_json(done.path)
     if args.json:
@@ -845,6 +845,7 @@ def _searched(args, n: int) -> tuple:
     return model, problems, domain, s, JudgeSettings(max_tokens=args.max_tokens)
 
 
+# %% ../../nbs/cli/main.ipynb #c119
 def _search_figures(args) -> dict:
     "What `bench_search` measures with the settings of the command line."
     from psr_nb.cli.bench import bench_search
@@ -856,6 +857,7 @@ def _search_figures(args) -> dict:
     return bench_search(model, few, domain_named(domain), s, j, engine_given(args), busy)
 
 
+# %% ../../nbs/cli/main.ipynb #c122
 def _bench_search(args):
     "psr_nb bench search"
     r = _search_figures(args)
@@ -872,7 +874,7 @@ def _bench_search(args):
     print("measured on " + ", ".join(f"{k} {v}" for k, v in r["on"].items()))
 
 
-# %% ../../nbs/cli/main.ipynb #c121
+# %% ../../nbs/cli/main.ipynb #c125
 def _bench_search_options(c):
     "What is searched by `bench search`, and how."
     source = "search, loop: question file or hub data set (default: the demo's)"
@@ -904,7 +906,7 @@ def _bench_search_options(c):
     )
 
 
-# %% ../../nbs/cli/main.ipynb #c125
+# %% ../../nbs/cli/main.ipynb #c129
 def _loop_figures(args) -> dict:
     "What `bench_loop` measures with the settings of the command line."
     from psr_nb.cli.loop import Iteration, bench_loop
@@ -936,7 +938,7 @@ def _bench_loop(args):
     print("measured on " + ", ".join(f"{k} {v}" for k, v in figures["on"].items()))
 
 
-# %% ../../nbs/cli/main.ipynb #c126
+# %% ../../nbs/cli/main.ipynb #c130
 def bench(args):
     "psr_nb bench"
     {"dpo": _bench_dpo, "search": _bench_search, "loop": _bench_loop}[args.what](args)
@@ -970,7 +972,7 @@ def _add_bench(add):
     engine_options(c)
 
 
-# %% ../../nbs/cli/main.ipynb #c130
+# %% ../../nbs/cli/main.ipynb #c134
 def _report_sweep(path: str | Path, out: str | None = None):
     "Print a sweep's table and write its page."
     from psr_nb.dashboard.sweeps import sweep_html, sweep_json, sweep_text
@@ -993,7 +995,7 @@ def _report_of_sweep(args):
     _report_sweep(args.run, args.out)
 
 
-# %% ../../nbs/cli/main.ipynb #c133
+# %% ../../nbs/cli/main.ipynb #c137
 def _refuse_missing(path: str | Path):
     "InputError where no folder is: a name that is mistyped is no run that is broken."
     if not Path(path).exists():
@@ -1002,7 +1004,7 @@ def _refuse_missing(path: str | Path):
         )
 
 
-# %% ../../nbs/cli/main.ipynb #c135
+# %% ../../nbs/cli/main.ipynb #c139
 def report(args):
     "psr_nb report"
     from psr_nb.dashboard.figures import save_figures
@@ -1041,7 +1043,7 @@ def _add_report(add):
     c.add_argument("run", help="folder of a run or a sweep")
 
 
-# %% ../../nbs/cli/main.ipynb #c140
+# %% ../../nbs/cli/main.ipynb #c144
 def _arm(run, given: str | None) -> str:
     "The arm asked for, or the first."
     if given not in (None, *run.recipe.arms):
@@ -1065,7 +1067,7 @@ def _judged_pairs(run, arm: str, args) -> dict:
     return {m: judged[m] for m in wanted}
 
 
-# %% ../../nbs/cli/main.ipynb #c144
+# %% ../../nbs/cli/main.ipynb #c148
 def _opened(args):
     "The run, with its own domain imported if it was named."
     from psr_nb.domains.find import domain_named
@@ -1077,7 +1079,7 @@ def _opened(args):
     return open_run(args.run)
 
 
-# %% ../../nbs/cli/main.ipynb #c146
+# %% ../../nbs/cli/main.ipynb #c150
 def rejudge_run(args):
     "psr_nb rejudge"
     from psr_nb.dashboard.rejudge import judge_agreement, judges, rejudge_in_child
@@ -1112,7 +1114,7 @@ def _add_rejudge(add):
     set_engine_option(c)
 
 
-# %% ../../nbs/cli/main.ipynb #c150
+# %% ../../nbs/cli/main.ipynb #c154
 def probe_run(args):
     "psr_nb probe"
     from psr_nb.dashboard.probe import probe_in_child, probe_summary, probe_table
@@ -1153,7 +1155,7 @@ def _add_probe(add):
     c.add_argument("--arm", help="arm of the run (default: the first)")
 
 
-# %% ../../nbs/cli/main.ipynb #c153
+# %% ../../nbs/cli/main.ipynb #c157
 def write_harness_tasks(args):
     "psr_nb lm-eval"
     from psr_nb.evaluation.harness import write_task
@@ -1177,7 +1179,7 @@ def _add_lm_eval(add):
     c.add_argument("--out", required=True, metavar="FOLDER", help="folder for the tasks")
 
 
-# %% ../../nbs/cli/main.ipynb #c156
+# %% ../../nbs/cli/main.ipynb #c160
 def _fail(code: int, message) -> SystemExit:
     "What ends the program, after a line on standard error."
     print(f"psr_nb: {one_line(str(message))}", file=sys.stderr)
@@ -1191,7 +1193,7 @@ class _Parser(argparse.ArgumentParser):
         raise _fail(2, f"{message}; `{self.prog} --help` shows what there is")
 
 
-# %% ../../nbs/cli/main.ipynb #c158
+# %% ../../nbs/cli/main.ipynb #c162
 _EXAMPLES = """examples:
   psr_nb demo                                   the whole loop on the embedded model, minutes on a laptop
   psr_nb recipes smollm2-gsm8k-cpu              what a recipe says
@@ -1243,7 +1245,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-# %% ../../nbs/cli/main.ipynb #c162
+# %% ../../nbs/cli/main.ipynb #c166
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+){0,2}")  # owner/name, and a data set's parts
 
 
@@ -1268,7 +1270,7 @@ def _in_recipe(name: str) -> list[str]:
     return []
 
 
-# %% ../../nbs/cli/main.ipynb #c163
+# %% ../../nbs/cli/main.ipynb #c167
 def _may_need_hub(args) -> bool:
     "Does a command name what is no file here, and may be a model or a data set on the hub?"
     given = {name: v for name, v in vars(args).items() if name not in ("out", "run", "figures")}
@@ -1282,7 +1284,7 @@ def _may_need_hub(args) -> bool:
     return args.command in ("rejudge", "probe") or not all(map(os.path.exists, known))
 
 
-# %% ../../nbs/cli/main.ipynb #c166
+# %% ../../nbs/cli/main.ipynb #c170
 def _note_offline(args, seconds: float = 2.0):
     """Tell the hub's library, here and in all children, where a command needs the hub and it can't be found.
 
@@ -1293,7 +1295,7 @@ def _note_offline(args, seconds: float = 2.0):
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-# %% ../../nbs/cli/main.ipynb #c168
+# %% ../../nbs/cli/main.ipynb #c172
 def _run_command(args):
     "Run a parsed command. Whatever the user or the system can mend ends it with a line and an exit code."
     from psr_nb.jobs import JobError

@@ -59,7 +59,7 @@ def target_named(path: str | Path, model: str = "", arm: str = "") -> "Target":
     return found
 
 
-# %% ../../nbs/cli/publish.ipynb #c009
+# %% ../../nbs/cli/publish.ipynb #c010
 def _share(what: str, ends: list[float], n: int) -> tuple[str, str, str, str]:
     "A row of the figures that is a share."
     value, low, high = ends
@@ -75,7 +75,7 @@ def _gains(t: "Target") -> dict[str, dict]:
     return {arm: d for arm, d in found.items() if d}
 
 
-# %% ../../nbs/cli/publish.ipynb #c011
+# %% ../../nbs/cli/publish.ipynb #c014
 def figure_rows(t: "Target") -> list[tuple[str, str, str, str]]:
     "(what, figure, 95 % interval, number of cases) of a model, from its `metrics.json`."
     m = json_file(t.folder / "metrics.json")
@@ -99,7 +99,7 @@ def figure_rows(t: "Target") -> list[tuple[str, str, str, str]]:
     return rows
 
 
-# %% ../../nbs/cli/publish.ipynb #c014
+# %% ../../nbs/cli/publish.ipynb #c018
 def _limits_of_gain(t: "Target") -> list[str]:
     "What the run can't say about the gain of a model."
     gains, said = _gains(t), []
@@ -133,7 +133,7 @@ def limits(t: "Target") -> list[str]:
     return said
 
 
-# %% ../../nbs/cli/publish.ipynb #c017
+# %% ../../nbs/cli/publish.ipynb #c022
 def _matter(t: "Target", licence: str) -> str:
     "What the hub reads of a model."
     plain = re.fullmatch(r"[\w.-]+", licence)
@@ -150,7 +150,7 @@ def _table(head: tuple, rows: list[tuple]) -> str:
     return "\n".join([lines[0], "|" + " --- |" * len(head), *lines[1:]])
 
 
-# %% ../../nbs/cli/publish.ipynb #c019
+# %% ../../nbs/cli/publish.ipynb #c026
 def _made_with(t: "Target") -> list[tuple[str, str]]:
     "The settings that say most, and the versions; all of them are in recipe.yaml."
     from psr_nb.recipe import recipe_value
@@ -170,7 +170,7 @@ def _made_with(t: "Target") -> list[tuple[str, str]]:
     ]
 
 
-# %% ../../nbs/cli/publish.ipynb #c021
+# %% ../../nbs/cli/publish.ipynb #c030
 _ABOUT = (
     "Model M{n} of a process-based self-rewarding run (arXiv 2503.03746): it solves problems step by step, "
     "judges its own candidate steps two at a time, and is trained on its own preferences by step-wise DPO."
@@ -192,7 +192,7 @@ def model_card(t: "Target", licence: str = "unknown") -> str:
     return "\n\n".join(parts) + "\n"
 
 
-# %% ../../nbs/cli/publish.ipynb #c024
+# %% ../../nbs/cli/publish.ipynb #c034
 _PARTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.py", "vocab*", "merges*")
 _PARTS += ("LICEN[CS]E*", "NOTICE*")  # names of a model's files
 
@@ -222,7 +222,7 @@ def model_parts(source: Path, inside: Path) -> list[str]:
     return parts
 
 
-# %% ../../nbs/cli/publish.ipynb #c027
+# %% ../../nbs/cli/publish.ipynb #c038
 def _linked(source: Path, to: Path):
     "A file at another place, as a link to the same bytes where that can be."
     try:
@@ -259,7 +259,7 @@ def write_model(t: "Target", out: str | Path, licence: str = "unknown") -> bool:
     return True
 
 
-# %% ../../nbs/cli/publish.ipynb #c030
+# %% ../../nbs/cli/publish.ipynb #c042
 def pair_rows(pairs: list[StepPair], tokenizer) -> list[dict]:
     "Pairs of steps as rows of text, for DPOTrainer and for readers."
     rows = []
@@ -271,7 +271,7 @@ def pair_rows(pairs: list[StepPair], tokenizer) -> list[dict]:
     return rows
 
 
-# %% ../../nbs/cli/publish.ipynb #c033
+# %% ../../nbs/cli/publish.ipynb #c046
 _PAIRS = "Pairs of candidate next steps, the preferred one and the other, as a model judged them itself."
 
 
@@ -289,7 +289,7 @@ def _origin(t: "Target", licence: str):
     return Origin(f"steps that a model wrote for questions of {r.data.questions}", licence, settings)
 
 
-# %% ../../nbs/cli/publish.ipynb #c035
+# %% ../../nbs/cli/publish.ipynb #c049
 def write_pairs(t: "Target", out: str | Path, licence: str = "unknown") -> int:
     "The pairs of a model and their card as a folder; how many. InputError without pairs."
     import pandas as pd
@@ -318,7 +318,7 @@ def write_pairs(t: "Target", out: str | Path, licence: str = "unknown") -> int:
     return len(rows)
 
 
-# %% ../../nbs/cli/publish.ipynb #c038
+# %% ../../nbs/cli/publish.ipynb #c053
 def _show_or_push(folder: Path, repo: str | None, kind: str, public: bool):
     "List what of a folder would go to the hub, and upload it where a name is given."
     from psr_nb.datagen.card import push_to_hub, uploads
@@ -349,7 +349,7 @@ def publish(args):
         print("Nothing was uploaded. Read README.md; --push-to-hub OWNER/NAME uploads what lies there.")
 
 
-# %% ../../nbs/cli/publish.ipynb #c039
+# %% ../../nbs/cli/publish.ipynb #c055
 def add_publish(add):
     "Declare the command."
     c = add(

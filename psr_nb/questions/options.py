@@ -38,7 +38,7 @@ def refuse_elsewhere(row: dict, where: str):
             )
 
 
-# %% ../../nbs/questions/options.ipynb #c009
+# %% ../../nbs/questions/options.ipynb #c010
 @dataclass(frozen=True)
 class Options:
     "The options of a question."
@@ -65,7 +65,7 @@ def _columns(row: dict) -> list[str]:
     return []
 
 
-# %% ../../nbs/questions/options.ipynb #c012
+# %% ../../nbs/questions/options.ipynb #c014
 def _split(text: str) -> list[tuple[str, str]]:
     "(letter, text) of options that are one text; [] for one that isn't lettered from A on."
     small = re.match(r"\s*\(?a ?\)", text)
@@ -90,7 +90,7 @@ def _bare(texts: list) -> list[str]:
     ]
 
 
-# %% ../../nbs/questions/options.ipynb #c015
+# %% ../../nbs/questions/options.ipynb #c018
 def _pairs(value) -> list[tuple]:
     "(label, text) of options in any of the forms that are known; [] for what is none of them."
     if isinstance(value, str) and value.lstrip().startswith("["):
@@ -116,7 +116,7 @@ def _is_text(value) -> bool:
     return isinstance(value, (str, int, float)) and not _empty(value)
 
 
-# %% ../../nbs/questions/options.ipynb #c018
+# %% ../../nbs/questions/options.ipynb #c022
 def options_of(row: dict, where: str) -> Options | None:
     "The options of a row; None without any. InputError for some that can't be read, or that are parted."
     refuse_elsewhere(row, where)
@@ -149,7 +149,7 @@ def listed(options: Options) -> str:
     return "\n".join(f"({letter}) {text}" for letter, text in lines)
 
 
-# %% ../../nbs/questions/options.ipynb #c021
+# %% ../../nbs/questions/options.ipynb #c026
 def _is_of(number: int, option) -> bool:
     "Is this whole number written in an option, as in `A) 21 cm` and not in `2.5`?"
     found = re.findall(r"-?\d[\d,./^]*", re.sub(r"^\(?[A-J][).:]", "", str(option)))
@@ -168,7 +168,7 @@ def _place_fault(number: int, texts: list[str]) -> str:
     return f"{number} is one of the options, and can be the place of another one," if other else ""
 
 
-# %% ../../nbs/questions/options.ipynb #c024
+# %% ../../nbs/questions/options.ipynb #c030
 def _plain(text) -> str:
     "A text as it is compared: without case, spacing and a full stop."
     return re.sub(r"\s+", " ", str(text)).strip(" .").lower()
@@ -184,7 +184,7 @@ def _lettered(answer: str) -> tuple[str, str]:
     return "", inside
 
 
-# %% ../../nbs/questions/options.ipynb #c027
+# %% ../../nbs/questions/options.ipynb #c033
 def _places(options: Options, answer: str) -> set[int]:
     "The places that an answer may mean: by its label, its letter, its text."
     letter, rest = _lettered(answer)
@@ -200,13 +200,13 @@ def _places(options: Options, answer: str) -> set[int]:
     return found
 
 
-# %% ../../nbs/questions/options.ipynb #c030
+# %% ../../nbs/questions/options.ipynb #c036
 def _is_number(answer: str) -> bool:
     "Is an answer a number or a formula, which can be asked for without options?"
     return bool(re.match(r"[-+(\[$\s]*(\d|\.\d|\\)", answer)) and not _lettered(answer)[0]
 
 
-# %% ../../nbs/questions/options.ipynb #c033
+# %% ../../nbs/questions/options.ipynb #c039
 def letter_of(options: Options, answer: str, where: str, column: str) -> str | None:
     """The letter of the option that an answer means; None for a number that is asked for without options.
 

@@ -229,7 +229,7 @@ def _file_rows(path: Path) -> Iterator[tuple[str, object]]:
         raise InputError(f"{path}: can't be read as {path.suffix[1:]} ({why}); is it whole?") from e
 
 
-# %% ../../nbs/questions/read.ipynb #c032
+# %% ../../nbs/questions/read.ipynb #c033
 def _refuse_gap(folder: Path, files: list[Path]):
     "InputError where names such as train-00000-of-00003 say that a shard is missing."
     found = [re.search(r"(\d+)-of-(\d+)", f.name) for f in files]
@@ -256,7 +256,7 @@ def shard_files(folder: Path) -> list[Path]:
     return sorted(files, key=numbers.get)
 
 
-# %% ../../nbs/questions/read.ipynb #c036
+# %% ../../nbs/questions/read.ipynb #c037
 def rows_or_unread(
     source: str,  # as `source_rows` takes it
 ) -> Iterator[tuple[str, object]]:
@@ -292,7 +292,7 @@ def source_rows(
             raise InputError(f"{where}: {row.why} ({row.detail}); each line must be one JSON object")
 
 
-# %% ../../nbs/questions/read.ipynb #c041
+# %% ../../nbs/questions/read.ipynb #c042
 PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")  # which httpx and curl look at
 
 
@@ -314,7 +314,7 @@ def _resolves(address: str, seconds: float = 2.0) -> bool:
     return bool(found)
 
 
-# %% ../../nbs/questions/read.ipynb #c045
+# %% ../../nbs/questions/read.ipynb #c046
 def hub_found(seconds: float = 2.0) -> bool:
     "Is the hub's name known here? Its library isn't imported, and reads its settings later."
     return _resolves(os.environ.get("HF_ENDPOINT") or "https://huggingface.co", seconds)
@@ -335,7 +335,7 @@ def _hub_or_kept():
         constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before
 
 
-# %% ../../nbs/questions/read.ipynb #c048
+# %% ../../nbs/questions/read.ipynb #c049
 def may_be_on_hub(source: str) -> bool:
     "Can a source be the name of a data set on the hub? owner/name, and not the path of a file."
     name = source.split(":")[0]
@@ -344,7 +344,7 @@ def may_be_on_hub(source: str) -> bool:
     )
 
 
-# %% ../../nbs/questions/read.ipynb #c050
+# %% ../../nbs/questions/read.ipynb #c053
 def hub_rows(
     source: str,  # owner/name, owner/name:split or owner/name:config:split
 ):
@@ -367,7 +367,7 @@ def hub_rows(
     yield from ((f"{source}:{i}", r) for i, r in enumerate(rows, 1))
 
 
-# %% ../../nbs/questions/read.ipynb #c056
+# %% ../../nbs/questions/read.ipynb #c059
 COLUMNS = {
     "id": ("id", "unique_id", "ID"),
     "before": (
@@ -398,7 +398,7 @@ def first_of(row: dict, *columns: str):
     return next(held, (columns[0], None))
 
 
-# %% ../../nbs/questions/read.ipynb #c059
+# %% ../../nbs/questions/read.ipynb #c062
 NAMED = ("id", "question", "answer", "solution")  # the fields whose columns can be named
 
 
@@ -419,7 +419,7 @@ def named_columns(row: dict, where: str, fields: dict[str, str] | None) -> dict[
     return dict(fields)
 
 
-# %% ../../nbs/questions/read.ipynb #c063
+# %% ../../nbs/questions/read.ipynb #c066
 def _characters(text: str, where: str, column: str) -> str:
     "A text of whole characters. InputError for half of a surrogate pair, which no tokenizer takes."
     half = re.search("[\ud800-\udfff]", text)
@@ -430,7 +430,7 @@ def _characters(text: str, where: str, column: str) -> str:
     return text
 
 
-# %% ../../nbs/questions/read.ipynb #c066
+# %% ../../nbs/questions/read.ipynb #c069
 def answer_text(value, where: str, column: str) -> str | None:
     "An answer as text; None if there is none. InputError for an object or a truth value."
     if value is None or value != value:  # NaN
@@ -453,7 +453,7 @@ def answer_text(value, where: str, column: str) -> str | None:
     return re.sub(r"^(-?\d+)\.0$", r"\1", text)
 
 
-# %% ../../nbs/questions/read.ipynb #c071
+# %% ../../nbs/questions/read.ipynb #c074
 def _words(row: dict, where: str, column: str | None) -> str:
     "The text of a column, '' where it is empty. InputError for anything but text."
     value = row.get(column)
@@ -465,7 +465,7 @@ def _words(row: dict, where: str, column: str | None) -> str:
     return _characters(value.strip(), where, column)
 
 
-# %% ../../nbs/questions/read.ipynb #c074
+# %% ../../nbs/questions/read.ipynb #c077
 def _refuse_blanks(question: str, where: str, column: str | None):
     "InputError for a template of MAWPS, with `N_00` where a number should be."
     blank = re.search(r"(?<![\\$\w])N_\d\d(?!\w)", question)
@@ -497,7 +497,7 @@ def _question(row: dict, where: str, took: dict[str, str]) -> str:
     return f"{before}{stop}{space}{question}"
 
 
-# %% ../../nbs/questions/read.ipynb #c077
+# %% ../../nbs/questions/read.ipynb #c080
 def _texts(parts: list, where: str, column: str | None) -> list[str]:
     "The parts of a solution. InputError for one that is no text."
     for n, part in enumerate(parts, 1):
@@ -515,7 +515,7 @@ def _solution(row: dict, where: str, column: str | None) -> str | None:
     return value if _words({column: value}, where, column) else None
 
 
-# %% ../../nbs/questions/read.ipynb #c080
+# %% ../../nbs/questions/read.ipynb #c083
 Reader = Callable[[str], str | None]  # a worked solution -> its final answer
 
 
@@ -539,7 +539,7 @@ def _read_from(solution: str, read: Reader | None) -> str | None:
     return found
 
 
-# %% ../../nbs/questions/read.ipynb #c083
+# %% ../../nbs/questions/read.ipynb #c086
 def _answer_and_solution(
     row: dict, where: str, took: dict[str, str], read: Reader | None = None
 ) -> tuple:
@@ -563,7 +563,7 @@ def _answer_and_solution(
     return answer, solution
 
 
-# %% ../../nbs/questions/read.ipynb #c086
+# %% ../../nbs/questions/read.ipynb #c089
 def _unfolded(row):
     "A row with its question's parts in columns, where they are in an object as in ARC's release."
     inner = row.get("question") if isinstance(row, dict) else None
@@ -572,7 +572,7 @@ def _unfolded(row):
     return row
 
 
-# %% ../../nbs/questions/read.ipynb #c088
+# %% ../../nbs/questions/read.ipynb #c092
 def _taken(row, where: str, fields: dict[str, str] | None) -> tuple[dict, set[str]]:
     "(field -> the column it comes from, the fields whose column isn't a usual one). InputError for no row."
     if not isinstance(row, dict):
@@ -604,7 +604,7 @@ def _id(row: dict, where: str, column: str | None, otherwise: str) -> str:
     return _characters(str(value), where, column)
 
 
-# %% ../../nbs/questions/read.ipynb #c091
+# %% ../../nbs/questions/read.ipynb #c095
 def _with_options(
     row: dict, where: str, took: dict[str, str], question: str, answer: str | None
 ) -> tuple:
@@ -623,7 +623,7 @@ def _with_options(
     return f"{question}\n{text}", letter or None
 
 
-# %% ../../nbs/questions/read.ipynb #c094
+# %% ../../nbs/questions/read.ipynb #c098
 def as_problem(
     row: dict,
     where: str,  # names the row in an error message
@@ -651,7 +651,7 @@ def as_problem(
     return Problem(_id(row, where, took.get("id"), id), question, answer, meta)
 
 
-# %% ../../nbs/questions/read.ipynb #c104
+# %% ../../nbs/questions/read.ipynb #c108
 def say_taken(source: str, problems: list[Problem], fields: dict | None):
     "A warning of the columns that were taken for a question or an answer though they aren't the usual ones."
     told = {}
@@ -672,7 +672,7 @@ def say_taken(source: str, problems: list[Problem], fields: dict | None):
         )
 
 
-# %% ../../nbs/questions/read.ipynb #c108
+# %% ../../nbs/questions/read.ipynb #c112
 def file_stem(path: str) -> str:
     "A file's name without its format: `gsm8k_test` of `data/gsm8k_test.jsonl.gz`."
     return Path(path.removesuffix(".gz")).stem

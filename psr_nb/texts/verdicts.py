@@ -35,7 +35,7 @@ def _plain(text: str) -> str:
     return _AGAIN.sub(r"\1", _FORMAT.sub("", _ANY_MARK.sub(_as_mark, text)))
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c009
+# %% ../../nbs/texts/verdicts.ipynb #c010
 _NOT_ABBREVIATED = r"(?<!\bvs\.)(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bcf\.)"
 _BREAK = re.compile(rf"{_NOT_ABBREVIATED}(?<=[.!?])\s+|(?<=[。！？])|\n", re.I)
 _ANNOUNCED = re.compile(r"([:：])\s*\n\s*")
@@ -59,7 +59,7 @@ def _asks(sentence: str) -> bool:
     return sentence[-1:] in ("?", "？")
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c012
+# %% ../../nbs/texts/verdicts.ipynb #c014
 def _one_of(table: str) -> str:
     "Pattern of any phrase of a table: bars between blanks part them, a blank in one is any white space."
     phrases = [phrase.strip() for line in table.splitlines() for phrase in line.split(" | ")]
@@ -91,7 +91,7 @@ _LEAD = _one_of(
     значит | следовательно | 因此 | 所以 | 故 | したがって | よって | 따라서 | 그러므로"""
 )
 
-# %% ../../nbs/texts/verdicts.ipynb #c015
+# %% ../../nbs/texts/verdicts.ipynb #c018
 _WHOSE = _one_of(
     """the | my | our | a | la | le | ma | mon | die | der | das | mein | meine | el | mi | o | minha | meu
     il | mia | mio | мой"""
@@ -132,7 +132,7 @@ _BEFORE = re.compile(
     re.I,
 )
 
-# %% ../../nbs/texts/verdicts.ipynb #c018
+# %% ../../nbs/texts/verdicts.ipynb #c022
 _CALCULATION = """is are equals equal gives give makes and plus minus times so the sum total product
     difference result that as ok bad"""
 _SAID_OF = (
@@ -160,7 +160,7 @@ def _claims(text: str, side: str) -> bool:
     return (about == side) == bool(m["good"])
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c021
+# %% ../../nbs/texts/verdicts.ipynb #c026
 _OF_A_SIDE = re.compile(rf"{_LEADS}(?:{_THING}\s+)?(?-i:[AB])\s+\w", re.I)
 _OPEN_END = re.compile(
     r"\b(?:is|are|be|was|than|to|of|in|with|by|for|over|on|at|and|or|not|the|an?|that|which|out)$", re.I
@@ -174,7 +174,7 @@ def _is_line(text: str) -> bool:
     return text.endswith("⏎") and bool(told)
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c024
+# %% ../../nbs/texts/verdicts.ipynb #c030
 _REACH = 200  # characters before a mark in which the clause that leads to it begins
 _SO = re.compile(
     r"[;；]|(?:[,，]|(?<!\bnot)(?<!\bdo)(?<!\bis)(?<!\bif)(?<!\bor)(?<!\beven)(?<!\bsay)(?<!\bthink)\s)\s*"
@@ -217,7 +217,7 @@ def _leads_to(before: str, side: str) -> bool:
     return _clause_leads(near[cuts[-1].end() :], side)
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c027
+# %% ../../nbs/texts/verdicts.ipynb #c034
 _SIDES = re.compile(r"\[\[([AB])\]\]|(?<![A-Za-z])([AB])(?![A-Za-z])")
 
 
@@ -230,7 +230,7 @@ def _spoken_of(text: str) -> list[str]:
     return [m[1] or m[2] for m in _SIDES.finditer(text)]
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c030
+# %% ../../nbs/texts/verdicts.ipynb #c038
 _TURN = re.compile(
     r"\b(?:but|however|yet|although|though|wait|hmm+|actually|or|unless|if|no|aber|doch|mais|pero|но)\b|"
     r"但|不过|然而",
@@ -258,7 +258,7 @@ def _speaks_ill(text: str, side: str) -> bool:
     return bool(re.fullmatch(listed, text, re.I))
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c033
+# %% ../../nbs/texts/verdicts.ipynb #c041
 _END = re.compile(r"[\s.!,;:。！，、…)}\]–—-]*(?:です|입니다|이다)?[\s.!。！]*")
 _WHY = re.compile(
     r"[\s,;:.(，；–—-]*(?:because|since|as(?=\s+(?:\d|\[|it\b|candidate|step|[AB]\b))|"
@@ -277,7 +277,7 @@ def _is_reason(text: str, side: str) -> bool:
     return about[-1:] == [_other(side)] and not re.search(praised, text, re.I)
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c036
+# %% ../../nbs/texts/verdicts.ipynb #c044
 _NOT = r"[\s,;，；]*(?:(?:and\s+|but\s+)?not|rather\s+than|over|instead\s+of|pas|nicht|no|不是|而不是)"
 _BESIDES = re.compile(
     r"\s*[,;，；]\s*(?:(?:while|whereas|and|but)\s+)?|\s+(?:while|whereas|and|but)\s+", re.I
@@ -299,7 +299,7 @@ def _leaves(rest: str, side: str) -> bool:
     return bool(besides) and _speaks_ill(rest[besides.end() :], other)
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c039
+# %% ../../nbs/texts/verdicts.ipynb #c047
 _PREDICATE = re.compile(
     rf"\s*(?:(?:{_IS}|'s)\s+(?:{_SURE}\s+)*(?:(?:the|an?|die|der|das|la|le|el|il)\s+)?{_GOOD}(?:\s+next)?"
     rf"(?:\s+{_THING})?|wins|[是为]?(?:更好|更优|正确|对)的?|"
@@ -325,7 +325,7 @@ def _supports(after: str, side: str, named: bool) -> bool:
     return _leaves(rest[than.end() :] if than else rest, side)
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c042
+# %% ../../nbs/texts/verdicts.ipynb #c050
 _CALLED = r"is (?:(correct|right|valid)|incorrect|wrong|invalid|not correct|not right)"
 _OPPOSED = re.compile(
     rf"\[\[([AB])\]\] {_CALLED}[,;]? (?:while|whereas|but|and) \[\[([AB])\]\] {_CALLED}[.!]?", re.I
@@ -340,7 +340,7 @@ def _opposed(sentence: str) -> str | None:
     return m[1] if m[2] else m[3]
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c045
+# %% ../../nbs/texts/verdicts.ipynb #c053
 _LONGEST = 1200  # characters of a sentence behind its mark
 
 
@@ -358,7 +358,7 @@ def _marked(sentence: str) -> str | None:
     return sides.pop() if len(sides) == 1 else _opposed(sentence)
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c048
+# %% ../../nbs/texts/verdicts.ipynb #c056
 def _spoken(sentence: str) -> str | None:
     "The side that a sentence names as its verdict without a mark, None if it is no verdict."
     sides = set()
@@ -373,7 +373,7 @@ def _spoken(sentence: str) -> str | None:
     return sides.pop() if len(sides) == 1 else None
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c051
+# %% ../../nbs/texts/verdicts.ipynb #c059
 _WRAPPED = re.compile(r"\\boxed\{\s*([AB])\s*\}|<(answer|verdict)>\s*([AB])\s*</\2>")
 
 
@@ -383,7 +383,7 @@ def _wrapped(text: str) -> str | None:
     return (m[1] or m[3]) if m else None
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c054
+# %% ../../nbs/texts/verdicts.ipynb #c062
 _SUBJECT = re.compile(r"\W*(?:it|this|that|both|i|we|he|she|yes|good|ok)\b", re.I)
 
 
@@ -398,7 +398,7 @@ def _is_heading(sentence: str) -> bool:
     return bool(_ILL.search(sentence)) or (len(words) < 3 and not is_name)
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c057
+# %% ../../nbs/texts/verdicts.ipynb #c065
 _MADE_UP = re.compile(
     rf"\W*(?:{_ASSUMED.pattern}|let's say|say|for (?:example|instance)|format|example)\b|假设|例如", re.I
 )
@@ -415,7 +415,7 @@ def _allows(previous: str) -> bool:
     return "[[" in previous or not _is_heading(previous)
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c060
+# %% ../../nbs/texts/verdicts.ipynb #c068
 def _stands(sentence: str, side: str, read: Callable[[str], str | None]) -> bool:
     "Does a sentence behind a verdict leave it standing?"
     if not re.search(r"\w", sentence):
@@ -427,7 +427,7 @@ def _stands(sentence: str, side: str, read: Callable[[str], str | None]) -> bool
     return bool(_PREDICATE.match(after)) and _supports(after, side, True)
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c063
+# %% ../../nbs/texts/verdicts.ipynb #c071
 def _is_ranked(sentences: list[str], side: str) -> bool:
     "Do the sentences before a mark that stands alone speak of the other one, and not ill?"
     other = _other(side)
@@ -439,7 +439,7 @@ def _is_ranked(sentences: list[str], side: str) -> bool:
     return _spoken(last) == other and "answer" not in last.lower()
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c066
+# %% ../../nbs/texts/verdicts.ipynb #c074
 def _read_marks(sentences: list[str], read: Callable[[str], str | None]) -> str | None:
     "The side that the sentences of a reply choose, each read by `read`; None if that is not clear."
     found = [(n, side) for n, side in enumerate(map(read, sentences)) if side]
@@ -457,7 +457,7 @@ def _read_marks(sentences: list[str], read: Callable[[str], str | None]) -> str 
     return None if is_bare and _is_ranked(before, side) else side
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c069
+# %% ../../nbs/texts/verdicts.ipynb #c077
 def read_verdict(text: str) -> str | None:
     "'A', 'B', or None when the judge's text does not say which."
     text = after_thought(text)
@@ -467,7 +467,7 @@ def read_verdict(text: str) -> str | None:
     return _wrapped(text) or _read_marks(sentences, _spoken)
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c073
+# %% ../../nbs/texts/verdicts.ipynb #c081
 def mark_ids(tokenizer, side: str) -> list[int]:
     "Ids of the mark that says A or B, as it follows a sentence."
     return ids_after(tokenizer, ".", f" [[{side}]]")
@@ -486,7 +486,7 @@ def verdict_ids(tokenizer) -> tuple[list[int], tuple[int, int]]:
     )
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c077
+# %% ../../nbs/texts/verdicts.ipynb #c085
 _BEFORE_MARK = re.compile(
     rf"\s*{_OPEN}(?=[\s*_]*(?:{_NOUN})?(?:[a-z][a-z /]{{0,14}})?[\s*_]*(?:\\?\]|$))", re.I
 )
@@ -502,7 +502,7 @@ def explanation_ids(tokenizer, completion: Completion) -> list[int]:
     return ids_before(tokenizer, ids, mark.start()) if mark else ids
 
 
-# %% ../../nbs/texts/verdicts.ipynb #c081
+# %% ../../nbs/texts/verdicts.ipynb #c089
 def _one_bracket(mark: re.Match) -> str:
     "What a mark says, in single brackets."
     return f"[ {mark[1].strip()} ]"
