@@ -315,8 +315,10 @@ def _try_domain(r: Recipe, problems: list[Problem]):
 # %% ../nbs/15_folder.ipynb #c037
 def check_sources(r: Recipe):
     "InputError for data of a new run that is no file, and no name of a set on the hub. Nothing is read."
-    made = {"ift": "solutions", "eft": "corrupted"} if r.start == "M0" else {}
-    for name in ("questions", "test", "judge_test", "dev", *made):
+    made = {"judge_test": "corrupted"}
+    if r.start == "M0":
+        made |= {"ift": "solutions", "eft": "corrupted"}
+    for name in ("questions", "test", "dev", *made):
         source = getattr(r.data, name)
         if source.startswith("packaged:"):
             packaged(source.removeprefix("packaged:"))
