@@ -244,10 +244,6 @@ def _alone(way: str, it: Iteration, pairs: list[StepPair]) -> dict:
 
 
 # %% ../../nbs/cli/loop.ipynb #c044
-#| export
-
-
-# %% ../../nbs/cli/loop.ipynb #c045
 def _side_by_side(plain: dict, ours: dict, phase: str) -> dict:
     "Seconds of a phase both ways, and the ratio."
     one, other = plain["phases"][phase], ours["phases"][phase]
