@@ -72,7 +72,7 @@ def test_two_processes_give_what_one_gives(tmp_path):
 
 @pytest.mark.slow
 def test_fine_tuning_has_a_command(tmp_path):
-    solved = [(f"{i}+{i}?", [f"{i}+{i}={2 * i}", f"So it is {2 * i}."], str(2 * i)) for i in range(9)]
+    solved = [(f"{i}+{i}?", [f"{i}+{i}={2 * i}", f"Ben has {2 * i}"], str(2 * i)) for i in range(9)]
     rows = [IFTRow(id=q, question=q, steps=steps, answer=answer) for q, steps, answer in solved]
     append_jsonl(tmp_path / "rows.jsonl", rows)
     files = ["--model", M1, "--rows", tmp_path / "rows.jsonl", "--domain", "arithmetic"]
