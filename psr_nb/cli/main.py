@@ -1124,7 +1124,7 @@ def probe_run(args):
 
     run = _opened(args)
     arm = _arm(run, args.arm)
-    problems = load_problems(args.questions, args.limit) if args.questions else []
+    problems = load_problems(args.questions, args.limit, read=run.domain.read) if args.questions else []
     models = args.model or list(models_there(run, arm))
     if not models:
         raise InputError(

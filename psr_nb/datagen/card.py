@@ -149,7 +149,7 @@ def data_card(
 # %% ../../nbs/datagen/card.ipynb #c024
 _IFT_ABOUT = (
     "Worked solutions cut into steps; joined together, the steps are the solution again, "
-    "and its final answer is boxed."
+    "and the last one states its final answer."
 )
 
 

@@ -31,9 +31,9 @@ import re
 from collections.abc import Iterator
 from itertools import product
 
-from ..prompts import Domain
+from ..prompts import Domain, Spoilt
 from ..records import Problem
-from .made import ask_in_steps, judge_steps, read_stated
+from .made import ask_in_steps, judge_steps, read_stated, told_apart
 
 # %% ../../nbs/domains/knights.ipynb #c006
 World = dict[str, bool]  # person -> a knight?
@@ -239,13 +239,13 @@ def _reason(said: dict[str, str], steps: list[str], step: str) -> str:
     return f"{kind} and says: {said[who]}. That is {str(facts[who]).lower()}, {step.partition(', ')[2]}."
 
 
-def spoil_step(question: str, steps: list[str], step: str, rng) -> tuple[str, str, str] | None:
+def spoil_step(question: str, steps: list[str], step: str, rng) -> Spoilt | None:
     "(a wrong step in place of a right one, why, what was done); None for a step that isn't right."
     if not check_step(question, steps, step):
         return None
     said, step = read_question(question), step.strip().rstrip(".")
     wrong = _spoilt(step, rng)
-    why = f"{_reason(said, steps, step)} {{right}} is right, {{wrong}} is wrong."
+    why = told_apart(_reason(said, steps, step), step, wrong)
     return wrong, why, "one word turned around"
 
 

@@ -11,6 +11,8 @@ __all__ = [
     "read_stated",
     "draw_problems",
     "judged_rows",
+    "where_they_differ",
+    "told_apart",
     "write_data",
     "word_tokenizer",
     "texts_of",
@@ -71,6 +73,30 @@ def judged_rows(domain: Domain, p: Problem, rng: random.Random) -> list[EFTRow]:
     "A random step of a problem's solution against a spoilt one, in both orders; [] where it can't be spoilt."
     solved = ift_from_solution(p, domain)
     return simple_eft(solved, rng, domain) if solved else []
+
+
+# %% ../../nbs/domains/made.ipynb #baafa760
+def where_they_differ(one: str, other: str) -> tuple[str, str]:
+    "What two steps say between the words that they begin and end with alike."
+    words = [step.split() for step in (one, other)]
+    while words[0] and words[1] and words[0][0] == words[1][0]:
+        words = [rest for _, *rest in words]
+    while words[0] and words[1] and words[0][-1] == words[1][-1]:
+        words = [rest for *rest, _ in words]
+    first, second = (" ".join(rest).strip(",:") or "nothing" for rest in words)
+    return first, second
+
+
+def told_apart(reason: str, right: str, wrong: str) -> Callable[[str], str]:
+    "The words of a judgement, by the letter of the right step: the reason, then what each step says."
+    says = where_they_differ(right, wrong)
+
+    def words(letter: str) -> str:
+        a, b = says if letter == "A" else says[::-1]
+        of_a, of_b = ("right", "wrong") if letter == "A" else ("wrong", "right")
+        return f"{reason} A says {a}: {of_a}. B says {b}: {of_b}."
+
+    return words
 
 
 # %% ../../nbs/domains/made.ipynb #c019

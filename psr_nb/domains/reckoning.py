@@ -28,9 +28,9 @@ import re
 from datetime import date, timedelta
 from itertools import pairwise
 
-from ..prompts import Domain
+from ..prompts import Domain, Spoilt
 from ..records import Problem
-from .made import ask_in_steps, judge_steps, read_stated
+from .made import ask_in_steps, judge_steps, read_stated, told_apart
 
 # %% ../../nbs/domains/reckoning.ipynb #c006
 LADDERS = [
@@ -202,7 +202,7 @@ def _other(number: str, rng: random.Random) -> str:
     return str(value + rng.choice([change, -change if value > change else change]))
 
 
-def spoil_step(question: str, steps: list[str], step: str, rng) -> tuple[str, str, str] | None:
+def spoil_step(question: str, steps: list[str], step: str, rng) -> Spoilt | None:
     "(a step with a number changed, why it is wrong, what was done); None for a step that isn't right."
     if not check_step(question, steps, step):
         return None
@@ -210,7 +210,7 @@ def spoil_step(question: str, steps: list[str], step: str, rng) -> tuple[str, st
     spots = list(re.finditer(r"\d+", step))
     spot = rng.choice(spots[1:] or spots)
     wrong = step[: spot.start()] + _other(spot.group(), rng) + step[spot.end() :]
-    why = f"{_reason(question, steps, step)} {{right}} is right, {{wrong}} is wrong."
+    why = told_apart(_reason(question, steps, step), step, wrong)
     return wrong, why, "one number changed"
 
 

@@ -37,9 +37,9 @@ import subprocess
 import sys
 from functools import lru_cache
 
-from ..prompts import Domain
+from ..prompts import Domain, Spoilt
 from ..records import Problem
-from .made import ask_in_steps, judge_steps, read_stated
+from .made import ask_in_steps, judge_steps, read_stated, told_apart
 
 # %% ../../nbs/domains/tracing.ipynb #c006
 CALLED = ("print", "range", "len", "sum", "min", "max", "abs")
@@ -272,7 +272,7 @@ def _reason(program: str, steps: list[str], step: str) -> str:
     return f"Line {found[0]} is {source}. {there} leads to {', '.join(new) or 'the same'}."
 
 
-def spoil_step(question: str, steps: list[str], step: str, rng) -> tuple[str, str, str] | None:
+def spoil_step(question: str, steps: list[str], step: str, rng) -> Spoilt | None:
     "(a step with a number changed, why it is wrong, what was done); None for a step that isn't right."
     if not check_step(question, steps, step):
         return None
@@ -283,7 +283,7 @@ def spoil_step(question: str, steps: list[str], step: str, rng) -> tuple[str, st
     spot, start = rng.choice(spots), step.index(": ") + 2
     value = int(spot.group()) + rng.choice([-10, -2, -1, 1, 2, 10])
     wrong = step[: start + spot.start()] + str(value) + step[start + spot.end() :]
-    why = f"{_reason(read_question(question), steps, step)} {{right}} is right, {{wrong}} is wrong."
+    why = told_apart(_reason(read_question(question), steps, step), step, wrong)
     return wrong, why, "one number changed"
 
 

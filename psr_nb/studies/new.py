@@ -44,7 +44,7 @@ from ..files import model_path, packaged
 from ..judge import JudgeSettings
 from ..prompts import Domain
 from ..questions.contamination import without
-from ..questions.read import file_stem, load_problems
+from ..questions.read import Reader, file_stem, load_problems
 from ..questions.solutions import ift_from_solution, load_eft, load_ift, simple_eft
 from ..recipe import as_recipe
 from ..records import EFTRow, IFTRow, InputError, Problem
@@ -90,13 +90,15 @@ class Material:
     data: Given
 
 
-def material(questions: str, test: str = "") -> Material:
+def material(questions: str, test: str = "", read: Reader | None = None) -> Material:
     """The questions, and the test: the one given, or beside the questions, or the first of them.
 
+    `read` is the domain's reader, for answers that only a worked solution tells.
+
     InputError where a question of the test has no answer, or there are too few."""
-    pool, test = load_problems(questions), test or _beside(questions, "test")
+    pool, test = load_problems(questions, read=read), test or _beside(questions, "test")
     data: Given = {"questions": (questions, f"{len(pool):,} to search on; answers are not looked at")}
-    held = load_problems(test) if test else pool[: min(200, len(pool) // 5)]
+    held = load_problems(test, read=read) if test else pool[: min(200, len(pool) // 5)]
     if not test:
         data["test"] = (
             questions,
@@ -514,7 +516,7 @@ def new_recipe(model: str, questions: str, domain: str = "math", test: str = "",
 
     InputError for a model without a known shape, questions that can't be used, or what fits no way."""
     shape, how = model_shape(model), domain_named(domain)
-    found = material(questions, test)
+    found = material(questions, test, how.read)
     taught = lessons(questions, found, how)
     count, counted = token_counter(model)
     asked = Asked(

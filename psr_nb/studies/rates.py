@@ -106,11 +106,16 @@ def timed_solutions(
 _SECONDS = 20  # that a measurement should take at most
 
 
+def _first(r: Recipe, n: int) -> list[Problem]:
+    "The first `n` questions of a recipe."
+    return load_problems(r.data.questions, n, r.data.fields, domain_named(r.domain).read)
+
+
 def _more(r: Recipe, problems: list[Problem], seconds: float) -> list[Problem]:
     "Questions to measure a search's rate with, after so many took these seconds; [] if they were enough."
     most = min(r.engine.in_flight, max(r.questions))
     n = min(most, int(len(problems) * _SECONDS / max(seconds, 1e-9)))
-    more = load_problems(r.data.questions, n, r.data.fields) if n > len(problems) else []
+    more = _first(r, n) if n > len(problems) else []
     return more if len(more) > len(problems) else []
 
 
@@ -124,7 +129,7 @@ def engines_probed(engine: Engine, r: Recipe, count: int) -> dict:
     """Lengths (as a dict), searching and solving rate of the first `count` questions of a recipe.
 
     InputError if none of them could be searched."""
-    problems = load_problems(r.data.questions, count, r.data.fields)
+    problems = _first(r, count)
     rows, took = timed_search(engine, r, problems)
     total = Counter(counts_of(rows) | took)
     if not total["steps"]:
