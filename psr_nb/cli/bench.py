@@ -16,6 +16,7 @@ __all__ = [
     "Way",
     "searched",
     "saturation",
+    "cacheable",
     "measured_ways",
     "bench_search",
 ]
@@ -396,6 +397,19 @@ def saturation(engine, run: Searched, at_least: int = 64) -> dict:
     }
 
 
+# %% ../../nbs/cli/bench.ipynb #3a937de8
+def cacheable(requests: list[Request]) -> float:
+    "Share of the prompts' tokens in a prefix that was asked before, of each completion."
+    known, total, found = {}, 0, 0
+    for ids in [r.prompt_ids for r in requests for _ in range(r.sampling.n)]:
+        at = 0
+        for token in ids[:-1]:
+            found += (at, token) in known
+            at = known.setdefault((at, token), len(known) + 1)
+        total += len(ids)
+    return found / max(1, total)
+
+
 # %% ../../nbs/cli/bench.ipynb #c056
 def _ways(judge: JudgeSettings) -> dict[str, Way]:
     "The ways that are compared with the plain one."
@@ -529,6 +543,7 @@ def _ratios(runs: dict[str, Searched], sat: dict) -> dict:
         "policies": _policies(runs["full"].judged),
         "cache": {
             "hit_rate": used["cached_tokens"] / used["prompt_tokens"],
+            "most": cacheable([request for request, *_ in runs["full"].done]),
             "speedup": rate["frugal"] / rate["frugal, no cache"],
         },
         "versus_barrier": rate["frugal"] / rate["frugal, barrier"],
