@@ -27,7 +27,7 @@ from difflib import SequenceMatcher
 from ..gates import prefixes
 from ..judge import winner
 from ..records import Judgement, Step, Trajectory
-from .html import badge, plain, shown
+from .html import SAYS, badge, plain, shown
 from .steps import agreement, disagreements, fate, step_label, usable
 from .why import Rules, likelihood, why_chosen, why_pair
 
@@ -200,22 +200,13 @@ def _order_html(s: Step, j: Judgement, differs: bool, limit: int) -> str:
 
 
 # %% ../../nbs/dashboard/decision.ipynb #c039
-_TOGETHER = {
-    "agree": ("both orders name the same winner", ""),
-    "disagree": ("the orders disagree: another winner when the sides are swapped", "warn"),
-    "abstained": ("no verdict in an order", "warn"),
-    "one order": ("shown in one order only", ""),
-    "not judged": ("not compared", ""),
-}
-
-
 def words_html(s: Step, i: int, j: int, limit: int = 20_000) -> str:
     "What the judge said of candidates i and j (from 0): (i, j) first, the other order beside it."
     said = agreement(s, i, j)
     made = {(x.a, x.b): x for x in s.judgements}
     orders = [made[pair] for pair in ((i, j), (j, i)) if pair in made]
     both = "".join(_order_html(s, x, said == "disagree", limit) for x in orders)
-    head = f"<b>{i + 1} and {j + 1}</b> {badge(*_TOGETHER[said])}"
+    head = f"<b>{i + 1} and {j + 1}</b> {badge(*SAYS[said])}"
     return f'<div class="psr-words-head">{head}</div><div class="psr-orders">{both}</div>'
 
 

@@ -10,7 +10,6 @@ __all__ = [
     "Pickable",
     "on_pick",
     "PlotlyBox",
-    "finite",
     "Keys",
     "CopyButton",
     "html_box",
@@ -26,7 +25,6 @@ __all__ = [
 # %% ../../nbs/dashboard/widgets.ipynb #c003
 import functools
 import json
-import math
 from collections.abc import Callable
 
 import anywidget
@@ -337,18 +335,6 @@ class PlotlyBox(W.Output):
         made = json.loads(figure.update_layout(_CLEAR).to_json())  # NaN is null in it
         text = {_PLOTLY: made, "text/plain": "a figure, for plotly's renderer"}
         self.outputs = ({"output_type": "display_data", "data": text, "metadata": {}},)
-
-
-# %% ../../nbs/dashboard/widgets.ipynb #c024
-def finite(value):
-    "A value without NaN and infinity, which become None; lists and dicts are looked into."
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 # %% ../../nbs/dashboard/widgets.ipynb #c027
