@@ -143,6 +143,7 @@ def search_questions(
     find = search_solutions if setup.scores == "solutions" else search
     phase = Phase(target, "search", engine)
     todo = ((p.id, find(p, setup)) for p in target.each_question() if p.id not in done)
+    progress("searching", there[True], there.total())
     for n, (_, trajectory) in enumerate(drive(engine, todo, r.engine.in_flight), there[True] + 1):
         append_jsonl(path, [trajectory])
         rate = phase.used()["output_tokens"] / (time.time() - phase.start)

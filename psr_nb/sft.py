@@ -607,6 +607,9 @@ def _callback(progress: Progress):
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
+        def on_train_begin(self, args, state, control, **_):
+            progress("training", state.global_step, state.max_steps)
+
         def on_step_end(self, args, state, control, **_):
             progress("training", state.global_step, state.max_steps)
 

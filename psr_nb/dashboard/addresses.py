@@ -36,12 +36,17 @@ class Address:
 
 
 # %% ../../nbs/dashboard/addresses.ipynb #c009
+_LONGEST = 20_000  # characters of an address: a query has at most 1,000, which may be written as 12 each
 _FORM = "an address is a line such as judge/M3/questions-918/step/2, overview or audit/judge/M3"
 
 
 def read_address(line: str) -> Address:
     "An address from its line. InputError where it is none."
-    if not isinstance(line, str) or not line.strip(" /") or len(line) > 2000 or not line.isprintable():
+    if isinstance(line, str) and len(line) > _LONGEST:
+        raise InputError(
+            f"{line[:60]!r}... has {len(line):,} characters, and may have {_LONGEST:,}; {_FORM}"
+        )
+    if not isinstance(line, str) or not line.strip(" /") or not line.isprintable():
         raise InputError(f"{str(line)[:60]!r}: {_FORM}")
     run, two, rest = line.strip().partition("//")
     if not two:

@@ -32,6 +32,7 @@ import random
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from itertools import combinations
 from pathlib import Path
@@ -178,7 +179,7 @@ def pair_of(index: Index, p: JudgedPair) -> AuditPair:
     "A pair with its texts, on the sides that `p` has. InputError where the search does not have it any more."
     t = index.read(p.problem_id)
     for at, s in enumerate(t.steps):
-        there = 0 <= min(p.a, p.b) and max(p.a, p.b) < usable(s)
+        there = 0 <= min(p.a, p.b) < max(p.a, p.b) < usable(s)
         if (s.k, s.attempt) == (p.step, p.attempt) and there:
             return _pair(t, p.n, p.arm, at, p.a, p.b)
     raise InputError(f"{p.problem_id}: no pair of {p.a + 1} and {p.b + 1} at step {p.step} is recorded")
@@ -219,16 +220,15 @@ def audit_pairs(
     order: str = "random",  # one of ORDERS
     limit: int = 50,
     seed: int = 0,
-    done: set = frozenset(),  # keys of the pairs that have a label
+    wanted: Callable[[AuditPair], bool] = lambda pair: True,
 ) -> list[AuditPair]:
-    "Up to `limit` pairs that are not done, at most two a problem. The same seed draws the same pairs."
+    "Up to `limit` pairs that are wanted, at most two a problem. The same seed draws the same pairs."
     if order not in ORDERS:
         raise InputError(f"order {order!r}: there is {', '.join(ORDERS)}")
     out = []
     for r in _searches(index, order, seed):
         lot = random.Random(f"{seed} {r['id']}")
-        pairs = _pairs_in(index.read(r["id"]), arm, n, lot)
-        pairs = [p for p in pairs if p.key not in done]
+        pairs = [p for p in _pairs_in(index.read(r["id"]), arm, n, lot) if wanted(p)]
         lot.shuffle(pairs)
         if order != "random":
             pairs.sort(key=lambda p: p.judge != "equal")

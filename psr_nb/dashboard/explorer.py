@@ -265,7 +265,7 @@ def runs_named(path: str | Path | list) -> dict[str, Path]:
     "Name -> folder of the runs of a sweep or of a list of runs or their folders; none of a single run."
     if isinstance(path, str | Path):
         return member_folders(path)
-    folders = [Path(getattr(p, "path", p)) for p in path]
+    folders = list(dict.fromkeys(Path(getattr(p, "path", p)).absolute() for p in path))  # each once
     names = [f.name for f in folders]
     found = {}
     for f in folders:
@@ -289,11 +289,17 @@ class RunExplorer(ExplorerFrame):
         seconds: float = 3.0,  # between two looks of Live
     ):
         path = getattr(path, "path", path)  # a Run knows its folder
+        if not isinstance(path, str | Path | list | tuple):
+            raise InputError(
+                f"RunExplorer({path!r}): name the folder of a run or of a sweep, or a list of them"
+            )
+        self.given = path
         self.members = runs_named(path)  # of a sweep, or those that were given
         several = not isinstance(path, str | Path)
         if several and not self.members:
             raise InputError("RunExplorer([]): there is no run in the list; name at least one folder")
-        self.folder = None if several else Path(path)  # of the run, or of the sweep that it is in
+        # of the run, or of the sweep that it is in; the folder at hand has its name too
+        self.folder = None if several else Path(path).absolute()
         self.path = next(iter(self.members.values()), self.folder)
         self.explorer = self  # where `told` says errors, as in the tabs
         self.reader = RunReader(self.path)
@@ -464,9 +470,24 @@ class RunExplorer(ExplorerFrame):
         finally:
             self.moved()  # where nothing is at the address, the bar says again what is shown
 
+    def find_runs(self) -> bool:
+        "Offer the runs of a sweep that have begun by now; is there another to show than before?"
+        found = runs_named(self.given)
+        if list(found) == list(self.members):
+            return False
+        self.members = found
+        other = self.path not in found.values()
+        if other:
+            self.path = next(iter(found.values()))
+            self.reader = RunReader(self.path)
+        self.offer_runs(found)
+        self._compare_runs()
+        return other
+
     def anew(self):
         "Read everything again."
         self.say("")
+        self.find_runs()
         for tab in self.pages:
             if hasattr(tab, "forget"):
                 tab.forget()
@@ -526,7 +547,9 @@ class RunExplorer(ExplorerFrame):
             self.reader.seen = None
             self.say(f"The folder could not be read just now ({type(e).__name__}: {e})")
             return
-        if news:
+        if self.find_runs():
+            self.anew()
+        elif news:
             self.refresh(*news)
 
     def _follow(self, change):

@@ -8,8 +8,10 @@ __all__ = [
     "Test",
     "is_expression",
     "Facts",
+    "as_typed",
     "read_query",
     "matches",
+    "narrowed",
     "find",
     "telling",
     "most_telling",
@@ -22,7 +24,9 @@ import operator
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
+
+import pandas as pd
 
 from ..records import InputError, nearest
 from .runs import Index, decisions_in, read_line
@@ -67,6 +71,7 @@ _EXAMPLES = {
 
 # %% ../../nbs/dashboard/find.ipynb #c009
 _TOKEN = re.compile(r'\s*("(?:[^"\\]|\\.)*"|<=|>=|!=|==|[<>=~()]|[^\s"<>=!~()]+)')
+_WRITTEN = {"\u2265": ">=", "\u2264": "<=", "\u2260": "!="}  # signs as a keyboard may have them
 _SIGNS = {"=": operator.eq, "==": operator.eq, "!=": operator.ne}
 _SIGNS |= {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "~": None}
 _LONGEST = 1000  # characters of a query
@@ -217,6 +222,8 @@ _FIGURES += ["consistency", "margin"]
 def _checked(name: str, sign: str, wanted: str) -> str:
     "What a field is compared with. InputError where that can't be."
     none = wanted.lower() == "none"
+    if none and sign not in ("=", "==", "!="):
+        raise InputError(f"{name} {sign} none says nothing; none is what a field equals or not")
     if name in _FIGURES and sign != "~" and _as_number(wanted) is None and not none:
         raise InputError(f"{name} is a number, and can't be compared with {wanted[:40]!r}")
     if name in _YES_NO and sign != "~" and wanted.lower() not in _WORDS and not none:
@@ -303,11 +310,23 @@ def _all_words(query: str) -> Test:
     return lambda facts: all(word in facts.everything for word in words)
 
 
+def as_typed(query: str) -> str:
+    "A query in the signs of this language, and in double quotes what has others or stands beside `or`."
+    for written, sign in _WRITTEN.items():
+        query = query.replace(written, sign)
+    query = re.sub(r"([=~]\s*)'([^'\"]*)'", r'\1"\2"', query)
+    sides = re.split(r"\s+or\s+", query.strip(), flags=re.IGNORECASE)
+    if len(sides) == 1 or is_expression(query):
+        return query
+    return " or ".join("(" + " ".join(f'"{word}"' for word in side.split()) + ")" for side in sides)
+
+
 @lru_cache(64)
 def read_query(query: str, names: tuple[str, ...] = tuple(FIELDS)) -> Test:
     """The test that a query stands for.
 
     InputError, in one sentence, for one that can't be read, or for a field that is not in `names`."""
+    query = as_typed(query)
     if not is_expression(query):
         return _all_words(query)
     reader = _Reader(_tokens(query), names)
@@ -327,6 +346,25 @@ def matches(
 ) -> bool:
     "Does a query hold for one thing? InputError for a query that can't be read, or for an unknown field."
     return read_query(query, tuple(fields))(Facts(dict(fields), texts)) is True
+
+
+# %% ../../nbs/dashboard/find.ipynb #7bc88c2f
+def narrowed(
+    table: pd.DataFrame,
+    query: str,
+    text: Callable[[int], str] = lambda i: (
+        ""
+    ),  # of the row with this number, beside what its columns hold
+) -> pd.DataFrame:
+    "The rows for which a query holds. InputError as of `read_query`."
+    if not query.strip():
+        return table
+    rows = table.rename(columns=str.lower).to_dict("records")
+
+    def whole(i: int) -> str:
+        return " ".join([*map(str, rows[i].values()), text(i)])
+
+    return table[[matches(query, row, partial(whole, i)) for i, row in enumerate(rows)]]
 
 
 # %% ../../nbs/dashboard/find.ipynb #c047
@@ -421,6 +459,7 @@ def find(index: Index, query: str) -> dict[str, list[int]]:
 
     Words are looked for in the question, the id, the answer, the candidates and the judge's words. InputError
     as of `read_query`."""
+    query = as_typed(query)
     test, found = read_query(query), {}
     words = [] if is_expression(query) else query.lower().split()
     for row in index.rows:

@@ -106,11 +106,12 @@ def readable(members: dict[str, Path]) -> tuple[dict[str, Run], dict[str, str]]:
     runs, faults = {}, {}
     for name, path in members.items():
         found = look(path)
+        if found.run is None:
+            faults[name] = " ".join(found.notes)
+            continue
         try:
-            if found.run is not None and load_metrics(found.run) is not None:
-                runs[name] = found.run
-            else:
-                faults[name] = " ".join(found.notes)
+            headline(found.run)  # reads the figures and the rows
+            runs[name] = found.run
         except InputError as e:
             faults[name] = str(e)
     return runs, faults

@@ -45,12 +45,16 @@ from psr_nb.dashboard.widgets import (
     labelled,
     offer,
     on_choice,
+    search_field,
     told,
 )
 
+from ..recipe import arm_of
 from ..records import InputError
 from .addresses import Address
+from .find import find
 from .html import html_table, note, plain, shown
+from .runs import Index, decisions_in
 
 # %% ../../nbs/dashboard/tab_audit.ipynb #c007
 AUDIT_STYLE = """
@@ -179,6 +183,7 @@ class AuditTab(W.VBox):
     def _make_fields(self):
         self.iteration = labelled(W.Dropdown, "Pairs judged to make")
         self.order = labelled(W.Dropdown, "Order", options=ORDERS)
+        self.filter = search_field("words, or margin<=1")
         self.person = labelled(W.Text, "Your name (optional)", continuous_update=False)
         self.wanted = labelled(W.BoundedIntText, "Wanted \u00b1 points", value=10, min=1, max=49)
         self.wanted.layout.width = "13rem"
@@ -189,6 +194,7 @@ class AuditTab(W.VBox):
         self.labels = RowPicker(height="150px", label="labels so far")
         on_choice(self.iteration, self.draw_pairs)
         on_choice(self.order, self.draw_pairs)
+        on_choice(self.filter, self.draw_pairs)
         on_choice(self.wanted, self.tell)
 
     def _make_buttons(self):
@@ -212,7 +218,7 @@ class AuditTab(W.VBox):
     def _parts(self) -> list[W.Widget]:
         "The tab from top to bottom."
         return [
-            in_row(self.iteration, self.order, self.person, self.wanted),
+            in_row(self.iteration, self.order, self.filter, self.person, self.wanted),
             self.progress,
             self.pair,
             in_row(*self.buttons.values(), self.skip, self.undone),
@@ -249,15 +255,35 @@ class AuditTab(W.VBox):
         x = self.explorer
         done = {label.key for label in read_labels(x.look.run)}
         index = x.index(self.iteration.value)
-        self.pairs = audit_pairs(index, x.arm, self.n, self.order.value, limit=200, done=done)
+        sought = self._sought(index)
+
+        def wanted(p: AuditPair) -> bool:
+            asked_for = sought is None or (p.problem_id, p.step, p.attempt) in sought
+            return asked_for and p.key not in done
+
+        self.pairs = audit_pairs(index, x.arm, self.n, self.order.value, 200, wanted=wanted)
         self.at = 0
         self.show()
+
+    def _sought(self, index: Index) -> set[tuple] | None:
+        "(problem, step, attempt) of the decisions that are searched for; None: all of them."
+        query = self.filter.value.strip()
+        if not query:
+            return None
+        found = find(index, query)
+        figures = {r["id"]: list(decisions_in(r)) for r in index.rows if r["id"] in found}
+        decisions = [(id, figures[id][at]) for id, places in found.items() for at in places]
+        return {(id, d["step"], d["attempt"]) for id, d in decisions}
 
     @told
     def show(self):
         "The pair at hand, without a word of the judge."
         if self.at >= len(self.pairs):
-            self.pair.value = note("There is no pair left to label here; choose another iteration.")
+            other = (
+                "search for something else" if self.filter.value.strip() else "choose another iteration"
+            )
+            self.pair.value = note(f"There is no pair left to label here; {other}.")
+            self.explorer.moved()
             return
         self.pair.value = blind_html(self.pairs[self.at], self.at + 1, len(self.pairs))
         self.explorer.moved()
@@ -290,6 +316,7 @@ class AuditTab(W.VBox):
             return
         kept, p = self.given.pop()
         gone = remove_label(self.explorer.look.run, kept)
+        self.iteration.value = f"M{kept.n}"  # the label may be of another iteration's pair
         self.pairs = [p, *(q for q in self.pairs[self.at :] if q.key != p.key)]
         self.at = 0
         self.last.value = verdict_html(self.given[-1][1], self.given[-1][0].label) if self.given else ""
@@ -316,7 +343,8 @@ class AuditTab(W.VBox):
         if not self.n:
             return
         x, n = self.explorer, self.n
-        path = x.look.run.path / f"labelled-{x.arm}-M{n}.jsonl"
+        name = arm_of(x.arm).folder  # the arm's own name may hold a path
+        path = x.look.run.path / f"labelled-{name}-M{n}.jsonl"
         rows = export_labels(x.look.run, x.index(self.iteration.value), x.arm, n, path)
         here = [label for label in read_labels(x.look.run) if (label.arm, label.n) == (x.arm, n)]
         left_out = len({label.key for label in here}) - rows
@@ -331,7 +359,9 @@ class AuditTab(W.VBox):
         if self.n and self.at < len(self.pairs):
             p = self.pairs[self.at]
             parts += [p.problem_id, str(p.step), str(p.attempt + 1), f"{p.a + 1}-{p.b + 1}"]
-        return Address(self.name, parts)
+        order = self.order.value
+        asked = {"q": self.filter.value.strip(), "order": "" if order == ORDERS[0] else order}
+        return Address(self.name, parts, asked)
 
     def go(self, address: Address):
         "Show the pair of an address to be labelled. InputError where it is not there."
@@ -345,6 +375,10 @@ class AuditTab(W.VBox):
             )
         if model:
             self.iteration.value = model
+        order = address.query.get("order") or ORDERS[0]
+        if order not in ORDERS:
+            raise InputError(f"order={order[:20]!r} is not known; there is {', '.join(ORDERS)}")
+        self.order.value, self.filter.value = order, address.query.get("q", "")
         if place:
             p = pair_of(self.explorer.index(model), place_of(self.explorer.arm, self.n, place))
             self.pairs = [p, *(q for q in self.pairs if q.key != p.key)]

@@ -50,6 +50,7 @@ from psr_nb.dashboard.widgets import (
     offer,
     on_choice,
     on_row,
+    search_field,
     told,
 )
 
@@ -62,6 +63,7 @@ from .again import searched_again, searched_html, searched_table
 from .align import ALIGN_STYLE, aligned_html, solved_columns
 from .compare import compare_table, evaluations, question_of, side_by_side
 from .figures import benchmark_table
+from .find import narrowed
 from .html import html_table, note, shown
 from .probe import probe_summary, probe_table
 from .runs import state
@@ -105,13 +107,16 @@ class SolvedPart(W.VBox):
         self.explorer = explorer
         self.solved = {}  # of `evaluations`
         self.change = labelled(W.Dropdown, "Changed how", options=_CHANGES)
+        self.filter = search_field("words, or m1=true and m4=false")
         self.problems = RowPicker(height="180px", label="evaluated problems")
         self.said = html_box()
         self.summary = html_box()
         self.sides = html_box()
         on_choice(self.change, self.fill)
+        on_choice(self.filter, self.fill)
         on_row(self.problems, self.open_problem)
-        super().__init__([in_row(self.change, self.said), self.problems, self.sides, self.summary])
+        narrow = in_row(self.filter, self.change, self.said)
+        super().__init__([narrow, self.problems, self.sides, self.summary])
 
     def read(self, run: Run, arm: str):
         "Read the evaluations; the accuracies by benchmark are told where there are several."
@@ -126,6 +131,7 @@ class SolvedPart(W.VBox):
         self.said.value = changes_said(table, list(self.solved))
         if self.change.value != "all":
             table = table[table.change == self.change.value]
+        table = narrowed(table, self.filter.value, lambda i: self._text(table.id.iloc[i]))
         self.problems.show(table, table.id.tolist())
         if not len(table):
             none = "There are no such problems."
@@ -136,6 +142,24 @@ class SolvedPart(W.VBox):
             self.open_problem(self.problems.selected)  # by other models, maybe
         else:
             self.problems.selected = table.id.iloc[0]
+
+    def _text(self, id: str) -> str:
+        "The question and all solutions of a problem."
+        rows = [of[id] for of in self.solved.values()]
+        return " ".join([rows[0]["prompt"], *(text for row in rows for text in row["completions"])])
+
+    @property
+    def asked(self) -> dict[str, str]:
+        "How the list was narrowed down, for an address."
+        change = self.change.value
+        return {"q": self.filter.value.strip(), "changed": "" if change == "all" else change}
+
+    def ask(self, query: dict[str, str]):
+        "Narrow the list as an address says. InputError where that can't be."
+        change = query.get("changed") or "all"
+        if change not in _CHANGES:
+            raise InputError(f"changed={change[:20]!r} is not known; there is {', '.join(_CHANGES)}")
+        self.change.value, self.filter.value = change, query.get("q", "")
 
     @told
     def open_problem(self, id: str):
@@ -152,8 +176,9 @@ class SolvedPart(W.VBox):
         "Show the problem of an address. InputError where it was not evaluated."
         if place and not any(place[0] in of for of in self.solved.values()):
             raise InputError(f"no evaluation of {place[0]!r} is recorded")
+        if place and place[0] not in self.problems.keys_shown:
+            self.ask({})  # a problem that doesn't match the address's own search
         if place:
-            self.change.value = "all"
             self.problems.selected = place[0]
 
 
@@ -291,6 +316,7 @@ class JudgedPart(W.VBox):
         self.first = ""  # who judged first
         self.iteration = labelled(W.Dropdown, "Pairs judged to make")
         self.judge = labelled(W.Dropdown, "Judges")
+        self.filter = search_field("words, or flips>1")
         self.again = JudgeAgain(self)
         self.kappas = html_box()
         self.flips = RowPicker(height="160px", label="flipped verdicts")
@@ -298,8 +324,9 @@ class JudgedPart(W.VBox):
         self.flip = html_box()
         on_choice(self.iteration, self.fill)
         on_choice(self.judge, self.list_flips)
+        on_choice(self.filter, self.list_flips)
         on_row(self.flips, self.open_flip)
-        choice = in_row(self.iteration, self.judge, self.to_step)
+        choice = in_row(self.iteration, self.judge, self.filter, self.to_step)
         super().__init__([choice, self.flips, self.flip, self.again, self.kappas])
 
     def read(self, run: Run, arm: str):
@@ -344,15 +371,35 @@ class JudgedPart(W.VBox):
     def list_flips(self):
         "The pairs on which the verdicts of the chosen judges differ."
         self.flip.value = ""
-        table, self.listed = line_table(self.said, self.chosen)
+        table, pairs = line_table(self.said, self.chosen)
+        table = narrowed(table, self.filter.value, lambda i: self._text(pairs[i]))
+        self.listed = [pairs[i] for i in table.index]
         table = table.rename(columns={"recorded": f"{self.first} (recorded)"})
         self.flips.show(table, [str(i) for i in range(len(table))])
         self.to_step.disabled = not self.listed
         if self.listed:
             self.flips.selected = ""
             self.flips.selected = "0"
+        elif pairs:
+            self.flip.value = note("No pair matches; change what is searched for.")
         elif len(self.said) > 1:
             self.flip.value = note("These judges give the same verdict on every pair that both judged.")
+
+    def _text(self, key: tuple) -> str:
+        "The question and both candidates of a pair."
+        problem, k, attempt, a, b = key
+        t = self.explorer.index(self.iteration.value).read(problem)
+        [step] = [s for s in t.steps if (s.k, s.attempt) == (k, attempt)]
+        return " ".join([t.question, step.candidates[a].text, step.candidates[b].text])
+
+    @property
+    def asked(self) -> dict[str, str]:
+        "How the list was narrowed down, for an address."
+        return {"q": self.filter.value.strip()}
+
+    def ask(self, query: dict[str, str]):
+        "Narrow the list as an address says."
+        self.filter.value = query.get("q", "")
 
     def words(self, key: tuple) -> dict[str, list]:
         "The judgements of a pair by each judge of its line."
@@ -419,10 +466,12 @@ class SearchedPart(W.VBox):
         self.explorer = explorer
         self.found = {}  # `Searched` by its key
         self.means = html_box()
+        self.filter = search_field("words")
         self.questions = RowPicker(height="160px", label="questions searched by several models")
         self.sides = html_box()
+        on_choice(self.filter, self.fill)
         on_row(self.questions, self.open_question)
-        super().__init__([self.questions, self.sides, self.means])
+        super().__init__([in_row(self.filter), self.questions, self.sides, self.means])
 
     @told
     def fill(self):
@@ -433,13 +482,25 @@ class SearchedPart(W.VBox):
         self.found = {f"{s.source}/{s.id}": s for s in found}
         probed = probe_table(x.look.run, x.arm)
         self.means.value = html_table(probe_summary(probed)) if len(probed) else ""
-        self.questions.show(searched_table(found), list(self.found))
-        if not found:
-            self.sides.value = note(_NO_PROBE)
+        table = narrowed(searched_table(found), self.filter.value)
+        keys = [list(self.found)[i] for i in table.index]
+        self.questions.show(table, keys)
+        if not keys:
+            none = "No question matches; change what is searched for."
+            self.sides.value = note(none if found else _NO_PROBE)
         elif self.questions.selected:
             self.open_question(self.questions.selected)
         else:
-            self.questions.selected = next(iter(self.found))
+            self.questions.selected = keys[0]
+
+    @property
+    def asked(self) -> dict[str, str]:
+        "How the list was narrowed down, for an address."
+        return {"q": self.filter.value.strip()}
+
+    def ask(self, query: dict[str, str]):
+        "Narrow the list as an address says."
+        self.filter.value = query.get("q", "")
 
     @told
     def open_question(self, key: str):
@@ -509,10 +570,10 @@ class CompareTab(W.VBox):
     def where(self) -> Address:
         "The address of what is shown."
         at = self.parts.selected_index
-        parts = [self.explorer.arm]
-        if at is not None:
-            parts += [list(_PARTS)[at], *self.parts.children[at].place()]
-        return Address(self.name, parts)
+        if at is None:
+            return Address(self.name, [self.explorer.arm])
+        part = self.parts.children[at]
+        return Address(self.name, [self.explorer.arm, list(_PARTS)[at], *part.place()], part.asked)
 
     def go(self, address: Address):
         "Show what an address names. InputError where it is not there."
@@ -523,4 +584,6 @@ class CompareTab(W.VBox):
         if name not in _PARTS:
             raise InputError(f"iterations/{name}: there is {', '.join(_PARTS)}")
         self.parts.selected_index = list(_PARTS).index(name)
-        self.parts.children[self.parts.selected_index].show_place(place)
+        part = self.parts.children[self.parts.selected_index]
+        part.ask(address.query)
+        part.show_place(place)

@@ -40,6 +40,7 @@ from psr_nb.dashboard.widgets import (
     on_choice,
     on_pick,
     on_row,
+    search_field,
     told,
 )
 
@@ -159,10 +160,8 @@ class StepsFields(W.VBox):
 
     def _make_fields(self):
         "What a reader chooses by."
-        hint = "words, or margin>=2 and not agree"
-        wide = W.Layout(width="auto", flex="1 1 210px", min_width="140px")
         self.iteration = labelled(W.Dropdown, "Iteration")
-        self.filter = labelled(W.Text, "Search", placeholder=hint, continuous_update=False, layout=wide)
+        self.filter = search_field("words, or margin>=2 and not agree")
         self.show = labelled(W.Dropdown, "Show", options=list(FILTERS))
         self.problems = RowPicker(sortable=True, height="100%", label="problems")
         self.tree = Pickable(label="rounds of the search", follow=True)
@@ -319,6 +318,7 @@ class StepsTab(StepsFields):
             self._open_first(found)
         elif self.shown != (self.explorer.arm, self.iteration.value) or not self._is_found():
             self.open_problem(self.problems.selected)  # another arm's search, or another of its steps
+        self.explorer.moved()  # what was searched for is a part of the address
 
     def _is_found(self) -> bool:
         "Is the open step one of those that the query matches?"
@@ -440,7 +440,7 @@ class StepsTab(StepsFields):
         arm, model, problem, *step = [*address.parts, "", "", ""]
         if arm:
             self.explorer.choose_arm(arm)
-        query, show = address.query.get("q", ""), address.query.get("show", "all")
+        query, show = address.query.get("q", ""), address.query.get("show") or "all"
         if show not in FILTERS:
             raise InputError(f"show={show[:20]!r} is not known; there is {', '.join(FILTERS)}")
         read_query(query)

@@ -17,6 +17,7 @@ __all__ = [
     "in_row",
     "labelled",
     "on_row",
+    "search_field",
     "on_choice",
     "offer",
     "told",
@@ -531,6 +532,13 @@ def labelled(kind, description: str, **kwargs):
 def on_row(picker: RowPicker, f: Callable[[str], None]):
     "Call f with the key of the row that is selected; '' when none is."
     picker.observe(lambda change: f(change.new), "selected")
+
+
+# %% ../../nbs/dashboard/widgets.ipynb #65ecdbe1
+def search_field(hint: str) -> W.Text:
+    "A field to search in what is listed below it, in the language of [find](find.ipynb)."
+    wide = W.Layout(width="auto", flex="1 1 210px", min_width="140px")
+    return labelled(W.Text, "Search", placeholder=hint, continuous_update=False, layout=wide)
 
 
 # %% ../../nbs/dashboard/widgets.ipynb #c043
