@@ -7,6 +7,7 @@ __all__ = [
     "NOT_AVERAGED",
     "AGAINST",
     "Measured",
+    "unreadable",
     "read_measured",
     "score_rows",
     "rivals",
@@ -31,6 +32,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +59,7 @@ from .compare import evaluations
 from .figures import load_metrics
 from .html import html_table, note, plain
 from .report import page_head
-from .runs import figure_notes
+from .runs import figure_notes, state
 from .svg import figure_svg, write_png
 
 
@@ -100,11 +102,32 @@ def _keys_of(run: Run) -> dict[tuple[str, str], str]:
 
 
 # %% ../../nbs/dashboard/sweeps.ipynb #c012
+@lru_cache(1000)
+def _fault(path: Path, files: tuple) -> str:
+    "Why the figures of a run can't be read, '' where they can; `files` tells when to look again."
+    try:
+        for _ in _models_of(open_run(path)):
+            pass
+    except InputError as e:
+        return str(e)
+    return ""
+
+
+def unreadable(sweep: Sweep) -> dict[str, str]:
+    "The runs of a sweep whose figures can't be read, and why; they are left out of its cells."
+    folders = {m.name: sweep.path / m.name for m in sweep.members}
+    faults = {
+        name: _fault(f, tuple(state(f))) for name, f in folders.items() if (f / "recipe.yaml").is_file()
+    }
+    return {name: said for name, said in faults.items() if said}
+
+
 def _begun(sweep: Sweep) -> Iterator[tuple[Member, Run]]:
-    "The runs of a sweep that have begun."
+    "The runs of a sweep that have begun, and can be read."
+    left_out = unreadable(sweep)
     for member in sweep.members:
         path = sweep.path / member.name
-        if (path / "recipe.yaml").is_file():
+        if (path / "recipe.yaml").is_file() and member.name not in left_out:
             yield member, open_run(path)
 
 
@@ -266,6 +289,7 @@ def sweep_json(path: str | Path) -> dict:
     done = {"runs": len(sweep.members), "finished": len(finished), "failed": failed}
     done["ended"] = ended_runs(sweep)
     odd = [f"{member.name}: {said}" for member, run in _begun(sweep) for said in figure_notes(run)]
+    odd += [f"{name} is left out: {said}" for name, said in unreadable(sweep).items()]
     done |= {"odd": odd} if odd else {}
     return made | about | done | {"comparisons": counts, "cells": rows}
 

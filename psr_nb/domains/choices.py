@@ -5,6 +5,7 @@
 # %% auto #0
 __all__ = [
     "LETTERS",
+    "Spot",
     "CHOICES",
     "choice_problem",
     "convert_choices",
@@ -61,9 +62,17 @@ def _options(row: dict, where: str) -> tuple[list[str], list[str]]:
 def _letter(row: dict, labels: list[str], texts: list[str], where: str) -> str:
     "The letter of the right option. InputError for an answer that is none of them."
     answer = _first(row, _ANSWER)
-    if type(answer) is int and 0 <= answer < len(texts):
-        return LETTERS[answer]
     given = str(answer).strip()
+    if type(answer) is int and 0 <= answer < len(texts):
+        named = [given in labels and labels.index(given), given in texts and texts.index(given), answer]
+        places = {at for at in named if at is not False}
+        if given not in labels and len(places) > 1:
+            said = "is the place of one option and the text of another; name its letter"
+            raise InputError(f"{where}: the answer {answer} {said}")
+        return LETTERS[named[0] if given in labels else answer]
+    bare = given.strip("().").upper()
+    if given not in labels and given not in texts and bare in LETTERS[: len(texts)] and len(bare) == 1:
+        return bare
     for known in (labels, list(LETTERS[: len(texts)]), texts):
         if given in known:
             return LETTERS[known.index(given)]
@@ -117,9 +126,13 @@ def ask_choice(question: str) -> str:
 # %% ../../nbs/domains/choices.ipynb #c023
 def read_letter(text: str) -> str | None:
     "The letter behind the last mark, or in the last box; None without one."
-    stated = re.match(r"\(?([A-J])\b", read_stated(text) or "")
+    said = read_stated(text) or ""
+    # A and I are words too: without a bracket or a mark behind them they are no letters
+    stated = re.match(r"\(?(?:([AI])(?=[).,:;]|\s*$)|([B-HJ])\b)|.*\b([B-HJ])\W*$", said)
     boxed = re.findall(r"\\boxed\{\s*(?:\\text\{)?\(?([A-J])\b", text)
-    return stated[1] if stated else boxed[-1] if boxed else None
+    if stated:
+        return next(filter(None, stated.groups()))
+    return boxed[-1] if boxed else None
 
 
 def same_letter(gold: str, answer: str | None) -> tuple[bool, str]:
@@ -144,19 +157,37 @@ def _options_of(question: str) -> dict[str, str]:
     return dict(re.findall(r"(?m)^\(([A-J])\) (.+)$", question))
 
 
+Spot = tuple[str, int, str]  # letter of an option, where a step names it, how
+
+
+def _letter_in(step: str, options: dict[str, str]) -> Spot | None:
+    "The last letter that a step names an option by; A and I alone are words."
+    end = step.partition("Answer:")[2]
+    letters = r"\b([A-J])\b" if end else r"\(([A-J])\)|\b[Oo]ption ([A-J])\b|\b([B-HJ])\b"
+    start = len(step) - len(end or step)
+    found = [(m[m.lastindex], start + m.start(m.lastindex)) for m in re.finditer(letters, end or step)]
+    named = [(letter, at, letter) for letter, at in found if letter in options]
+    return named[-1] if named else None
+
+
+def _option_in(step: str, options: dict[str, str]) -> Spot | None:
+    "The first option whose text stands in a step, as whole words; of several there the longest."
+    for letter, text in sorted(options.items(), key=lambda item: -len(item[1])):
+        m = re.search(rf"(?<!\w){re.escape(text)}(?!\w)", step) if len(text) > 1 else None
+        if m:
+            return letter, m.start(), text
+    return None
+
+
 def spoil_step(question: str, steps: list[str], step: str, rng) -> tuple[str, str, str] | None:
     "(a step that names another option, why it is wrong, what was done); None for one that names no option."
     options = _options_of(question)
-    end = step.partition("Answer:")[2] or step
-    letters = [m for m in re.finditer(r"\b[A-J]\b", end) if m[0] in options]
-    named = [letter for letter, text in options.items() if len(text) > 1 and text in step]
-    right = letters[-1][0] if letters else named[0] if named else None
-    if right is None or len(options) < 2:
+    spot = _letter_in(step, options) or _option_in(step, options)
+    if spot is None or len(options) < 2:
         return None
+    right, at, name = spot
     other = rng.choice([letter for letter in options if letter != right])
-    at = len(step) - len(end) + letters[-1].start() if letters else step.index(options[right])
-    name = right if letters else options[right]
-    wrong = step[:at] + (other if letters else options[other]) + step[at + len(name) :]
+    wrong = step[:at] + (other if name == right else options[other]) + step[at + len(name) :]
     told = {letter: f"{letter}, {options[letter]}" for letter in (right, other)}
     why = f"{{right}} names {told[right]}, as the reasons have it; {{wrong}} names {told[other]}."
     return wrong, why, "another option named"

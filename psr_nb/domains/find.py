@@ -10,6 +10,7 @@ __all__ = [
     "domain_named",
     "draw_of",
     "is_own",
+    "comes_along",
     "is_trusted",
     "source_hash",
     "name_of",
@@ -20,6 +21,7 @@ __all__ = [
 import hashlib
 import importlib
 import importlib.metadata
+import operator
 import os
 import sys
 from collections.abc import Iterator
@@ -127,7 +129,7 @@ def _imported(name: str) -> object:
     in_file = _file_of(name)
     if in_file is None:
         module, _, attribute = name.partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        return operator.attrgetter(attribute)(importlib.import_module(module))
     file, attribute = in_file
     module = _module_of(file)
     if not attribute:
@@ -169,9 +171,9 @@ def _full_name(name: str) -> str:
     entry = _entry(name)
     if entry is None:
         known = [*BUILT_IN, *importlib.metadata.entry_points(group=GROUP).names]
-        ways = "yours as module:NAME or path/to/file.py:NAME"
-        raise InputError(f"domain: {name!r} is not known{nearest(name, known)}, or {ways}")
-    return entry.value
+        ways = "one of your own is module:NAME or path/to/file.py:NAME"
+        raise InputError(f"domain: {name!r} is not known{nearest(name, known)}; {ways}")
+    return f"{entry.module}:{entry.attr}"  # without the extras that a package may name there
 
 
 def domain_named(name: str) -> Domain:
@@ -201,6 +203,11 @@ def draw_of(name: str):
 def is_own(name: str) -> bool:
     "Is a domain code of somebody's own, and not the library's?"
     return name not in BUILT_IN
+
+
+def comes_along(domain: Domain) -> bool:
+    "Is a domain one of the library's, and not only called like one?"
+    return not is_own(domain.name) and domain_named(domain.name).read is domain.read
 
 
 def is_trusted(name: str) -> bool:
@@ -265,5 +272,7 @@ def listed() -> list[tuple[str, str, str]]:
             about = str(e)
         if entry.name in BUILT_IN:
             about = "not used: the library has one of this name"
+        elif entry.name in [name for name, *_ in out]:
+            about = "not used: the package above has one of this name; name it as module:NAME"
         out.append((entry.name, package, about))
     return out

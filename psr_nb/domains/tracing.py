@@ -256,7 +256,7 @@ def same_output(gold: str, answer: str | None) -> tuple[bool, str]:
     "(is the same printed, spaces aside?, note), as `Domain` wants it."
     if answer is None:
         return False, "unread"
-    return "".join(gold.split()) == "".join(answer.split()), "same output"
+    return gold.split() == answer.split(), "same output"
 
 
 # %% ../../nbs/domains/tracing.ipynb #c038

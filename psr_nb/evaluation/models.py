@@ -16,7 +16,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ..domains.check import check_domain
-from ..domains.find import is_own
+from ..domains.find import comes_along
 from ..domains.maths import MATH
 from ..engine import EngineSettings, fingerprint
 from ..engines.choose import engine_kind, open_engine
@@ -98,7 +98,7 @@ def _write_tables(out: Path, results: dict[str, dict[str, dict]]):
 def _refuse_problems(problems: list[Problem], how: Solving):
     "InputError for gold answers that can't be compared, or a domain that can't do with these problems."
     refuse_bad_golds(problems, how.allow_bad_gold, how.domain)
-    check_domain(how.domain, problems, is_own(how.domain.name))
+    check_domain(how.domain, problems, not comes_along(how.domain))
 
 
 # %% ../../nbs/evaluation/models.ipynb #c020

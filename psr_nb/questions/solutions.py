@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Callable
 
-from ..domains.check import steps_of
+from ..domains.check import called, spoilt_form, steps_of
 from ..prompts import Domain
 from ..records import EFTRow, IFTRow, InputError, Problem, as_record
 from .read import source_rows
@@ -42,10 +42,10 @@ def simple_eft(row: IFTRow, rng: random.Random, domain: Domain) -> list[EFTRow]:
     [] where the domain can't spoil the step."""
     k = rng.randrange(len(row.steps))
     before, good = row.steps[:k], row.steps[k]
-    changed = domain.corrupt(row.question, before, good, rng)
+    changed = called(domain, "corrupt", row.question, before, good, rng)
     if changed is None:
         return []
-    bad, why, how = changed
+    bad, why, how = spoilt_form(domain, changed)
     out = []
     for verdict, a, b in (("A", good, bad), ("B", bad, good)):
         id = f"{row.id}/{verdict}"

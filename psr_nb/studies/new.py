@@ -38,7 +38,8 @@ from statistics import mean
 
 import yaml
 
-from ..domains.find import domain_named
+from ..domains.check import check_domain
+from ..domains.find import domain_named, is_own
 from ..engine import load_tokenizer
 from ..files import model_path, packaged
 from ..judge import JudgeSettings
@@ -517,6 +518,7 @@ def new_recipe(model: str, questions: str, domain: str = "math", test: str = "",
     InputError for a model without a known shape, questions that can't be used, or what fits no way."""
     shape, how = model_shape(model), domain_named(domain)
     found = material(questions, test, how.read)
+    check_domain(how, found.fresh, is_own(domain))
     taught = lessons(questions, found, how)
     count, counted = token_counter(model)
     asked = Asked(

@@ -37,12 +37,18 @@ def _own_texts(label: Callable[[int], str], most: int) -> dict[str, int]:
     return numbers
 
 
+def _not_before(label: str) -> str:
+    "Pattern of what does not follow a label: a digit, where that would make it a number of the step's own."
+    in_number = label[-1].isdigit() or re.search(r"\d[.,]$", label) or label in ("-", "+", ".")
+    return r"(?!\d)" if in_number else ""
+
+
 @lru_cache(maxsize=64)
 def _own_labels(label: Callable[[int], str], most: int) -> tuple[re.Pattern | None, dict[str, int]]:
     "(pattern of a line that begins with one of a domain's labels up to this number, {label: number})."
     numbers = _own_texts(label, most)
     longest_first = sorted(numbers, key=len, reverse=True)
-    choices = [re.escape(text) + r"(?!\d)" * text[-1].isdigit() for text in longest_first]
+    choices = [re.escape(text) + _not_before(text) for text in longest_first]
     pattern = re.compile(rf"(?m)^[^\S\n]*({'|'.join(choices)})")
     return (pattern if choices else None), numbers
 
