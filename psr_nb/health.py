@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "ASKS_BY_DOUBT",
     "is_measured",
     "checks_judge",
     "kept_health",
@@ -155,6 +156,9 @@ def _length_growth(target: Target) -> dict[str, dict]:
 
 
 # %% ../nbs/17_health.ipynb #c031
+ASKS_BY_DOUBT = ("adaptive", "bayesian")  # judge.policy
+
+
 def health_of(target: Target) -> dict[str, dict]:
     """`check` and `search`, each name -> `value`, `low`, `high`, `n`: the health that a model was made with.
 
@@ -165,6 +169,8 @@ def health_of(target: Target) -> dict[str, dict]:
         m = json_file(metrics)
         with reading(metrics):
             found["search"] = figures_of_counts(m["search"], m["pair_table"]) if m.get("search") else {}
+    if target.recipe.judge.policy in ASKS_BY_DOUBT:
+        found["search"].pop("swap_consistency", None)
     return found
 
 
