@@ -27,6 +27,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import fields, replace
+from itertools import pairwise
 
 from ..prompts import Domain, Spoilt, gold_fault
 from ..records import InputError, Problem
@@ -225,7 +226,12 @@ def _same(domain: Domain, gold: str, answer: str | None) -> bool:
 
 
 def _check_equality(domain: Domain, golds: list[str]):
-    "InputError for an equality that raises or hangs, isn't reflexive, or isn't symmetric."
+    "InputError for an equality that raises, hangs, isn't reflexive or symmetric, or takes all for the same."
+    others = list(dict.fromkeys(gold.strip().lower() for gold in golds))
+    if len(others) > 2 and all(_same(domain, *two) for two in pairwise(others)):
+        raise _bad(
+            domain, f"equal takes each of {len(others)} gold answers for the next, as {others[:2]}"
+        )
     for gold, other in zip(golds, [*golds[1:], *golds[:1]], strict=True):
         if not _same(domain, gold, gold):
             raise _bad(domain, f"equal says that the gold answer {gold!r} is not the same as itself")
@@ -292,6 +298,9 @@ def _check_solutions(domain: Domain, cut: list[tuple[Problem, list[str]]]):
     if wrong and len(wrong) == len(cut):
         said = f"read finds the answer of none of {len(cut)} worked solutions"
         raise _bad(domain, f"{said}: {wrong[0]}")
+    if len(wrong) > len(cut) / 2:
+        said = f"domain {domain.name!r}: read finds the answer of {len(cut) - len(wrong)} of {len(cut)}"
+        warnings.warn(f"{said} worked solutions only: {wrong[0]}", stacklevel=2)
 
 
 # %% ../../nbs/domains/check.ipynb #c053
@@ -353,6 +362,19 @@ def _check_oracles(domain: Domain, problems: list[Problem], cut: list[tuple[Prob
 MOST = 20  # problems that a domain is tried on
 
 
+def _check_asking(domain: Domain, problems: list[Problem]):
+    "InputError where `ask` or `judge` raises, hangs, gives no text, or leaves out what it is given."
+    asked = {_text(domain, "ask", p.question) for p in problems}
+    if len(asked) == 1 < len({p.question for p in problems}):
+        raise _bad(domain, "ask gives the same text for every question; put the question into it")
+    for p in problems:
+        one, other = (
+            _text(domain, "judge", p.question, ["x"], *both) for both in (("a", "b"), ("c", "d"))
+        )
+        if one == other:
+            raise _bad(domain, "judge gives the same text for other candidates; put both into it")
+
+
 def _comparable(domain: Domain, gold: str | None) -> bool:
     "Can anything be compared with a gold answer? InputError where `gold_fault` raises or hangs."
     if domain.gold_fault:
@@ -366,9 +388,7 @@ def check_domain(domain: Domain, problems: list[Problem], own: bool = True):
     One that is not your `own` came with the library, whose tests do this: only its oracles are asked."""
     few = problems[:MOST]
     if own:
-        for p in few:
-            _text(check_form(domain), "ask", p.question)
-            _text(domain, "judge", p.question, ["x"], "a", "b")
+        _check_asking(check_form(domain), few)
         _check_reading(domain, few)
         _check_equality(domain, [p.answer for p in few if _comparable(domain, p.answer)])
     elif not (domain.check or domain.check_answer):

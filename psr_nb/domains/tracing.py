@@ -253,10 +253,11 @@ def check_answer(question: str, answer: str) -> bool | None:
 
 
 def same_output(gold: str, answer: str | None) -> tuple[bool, str]:
-    "(is the same printed, spaces aside?, note), as `Domain` wants it."
+    "(is the same printed, but for spaces beside signs?, note), as `Domain` wants it."
     if answer is None:
         return False, "unread"
-    return gold.split() == answer.split(), "same output"
+    one, other = (re.findall(r"\w+|[^\w\s]", text) for text in (gold, answer))
+    return one == other, "same output"
 
 
 # %% ../../nbs/domains/tracing.ipynb #c038
