@@ -44,9 +44,12 @@ class Searching:
 
     def __init__(self, stop: int | None):
         self.stop, self.start = stop, time.perf_counter()
-        self.first, self.done = None, 0
+        self.first, self.done, self.begun = None, 0, False
 
     def __call__(self, what, done, total):
+        if not self.begun:  # the phase is announced before its first problem is done
+            self.begun = True
+            return
         self.first = self.first or time.perf_counter() - self.start
         self.done += 1
         if done == self.stop:
