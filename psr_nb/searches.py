@@ -118,6 +118,12 @@ def _scorer(target: Target, engine):
 
 
 # %% ../nbs/16_searches.ipynb #c018
+def _searches_left(target: Target, setup: SearchSetup, done: dict) -> Iterator[tuple]:
+    "(id, search) of each question that isn't done."
+    find = search_solutions if setup.scores == "solutions" else search
+    return ((p.id, find(p, setup)) for p in target.each_question() if p.id not in done)
+
+
 def search_questions(
     target: Target,
     engine,
@@ -140,9 +146,8 @@ def search_questions(
         context=engine.context,
         calibration=known or Calibration(),
     )
-    find = search_solutions if setup.scores == "solutions" else search
     phase = Phase(target, "search", engine)
-    todo = ((p.id, find(p, setup)) for p in target.each_question() if p.id not in done)
+    todo = _searches_left(target, setup, done)
     progress("searching", there[True], there.total())
     for n, (_, trajectory) in enumerate(drive(engine, todo, r.engine.in_flight), there[True] + 1):
         append_jsonl(path, [trajectory])

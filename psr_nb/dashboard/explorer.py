@@ -10,6 +10,7 @@ __all__ = [
     "line_html",
     "remarks_html",
     "ExplorerFrame",
+    "folders_given",
     "runs_named",
     "RunExplorer",
 ]
@@ -261,6 +262,16 @@ class ExplorerFrame(W.VBox):
 _TAB_KEYS = {"g o": 0, "g s": 1, "g i": 2, "g a": 3}  # a key for each tab, by its place
 
 
+def folders_given(path):
+    "What `RunExplorer` was given, of a Run its folder. InputError for what is neither folders nor runs."
+    path = getattr(path, "path", path)
+    if not isinstance(path, str | Path | list | tuple):
+        raise InputError(
+            f"RunExplorer({path!r}): name the folder of a run or of a sweep, or a list of them"
+        )
+    return path
+
+
 def runs_named(path: str | Path | list) -> dict[str, Path]:
     "Name -> folder of the runs of a sweep or of a list of runs or their folders; none of a single run."
     if isinstance(path, str | Path):
@@ -288,12 +299,7 @@ class RunExplorer(ExplorerFrame):
         live: bool | None = None,  # None: if a process is at work in the run
         seconds: float = 3.0,  # between two looks of Live
     ):
-        path = getattr(path, "path", path)  # a Run knows its folder
-        if not isinstance(path, str | Path | list | tuple):
-            raise InputError(
-                f"RunExplorer({path!r}): name the folder of a run or of a sweep, or a list of them"
-            )
-        self.given = path
+        path = self.given = folders_given(path)
         self.members = runs_named(path)  # of a sweep, or those that were given
         several = not isinstance(path, str | Path)
         if several and not self.members:

@@ -321,6 +321,7 @@ def as_typed(query: str) -> str:
     return " or ".join("(" + " ".join(f'"{word}"' for word in side.split()) + ")" for side in sides)
 
 
+# %% ../../nbs/dashboard/find.ipynb #5ac709eb
 @lru_cache(64)
 def read_query(query: str, names: tuple[str, ...] = tuple(FIELDS)) -> Test:
     """The test that a query stands for.

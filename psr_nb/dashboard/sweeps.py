@@ -122,6 +122,7 @@ def unreadable(sweep: Sweep) -> dict[str, str]:
     return {name: said for name, said in faults.items() if said}
 
 
+# %% ../../nbs/dashboard/sweeps.ipynb #94721609
 def _begun(sweep: Sweep) -> Iterator[tuple[Member, Run]]:
     "The runs of a sweep that have begun, and can be read."
     left_out = unreadable(sweep)

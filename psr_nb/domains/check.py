@@ -123,6 +123,7 @@ def _guarded(domain: Domain) -> Domain:
     return replace(domain, **limited) if limited else domain
 
 
+# %% ../../nbs/domains/check.ipynb #75a5d63c
 def guarded(domain: Domain) -> Domain:
     "The domain with a time limit, and no exception, in its functions that see a model's texts."
     try:
@@ -382,6 +383,7 @@ def _comparable(domain: Domain, gold: str | None) -> bool:
     return gold_fault(domain, gold) is None
 
 
+# %% ../../nbs/domains/check.ipynb #0a33c633
 def check_domain(domain: Domain, problems: list[Problem], own: bool = True):
     """Run some problems through a domain's functions. InputError, one sentence, for what is wrong with them.
 

@@ -170,6 +170,7 @@ def _letter_in(step: str, options: dict[str, str]) -> Spot | None:
     return named[-1] if named else None
 
 
+# %% ../../nbs/domains/choices.ipynb #c8df1947
 def _option_in(step: str, options: dict[str, str]) -> Spot | None:
     "The first option whose text stands in a step, as whole words; of several there the longest."
     for letter, text in sorted(options.items(), key=lambda item: -len(item[1])):

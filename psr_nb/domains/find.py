@@ -210,6 +210,7 @@ def comes_along(domain: Domain) -> bool:
     return not is_own(domain.name) and domain_named(domain.name).read is domain.read
 
 
+# %% ../../nbs/domains/find.ipynb #d6fc55db
 def is_trusted(name: str) -> bool:
     "Is a domain the library's own, or has this process imported it before?"
     if not is_own(name):

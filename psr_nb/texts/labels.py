@@ -43,6 +43,7 @@ def _not_before(label: str) -> str:
     return r"(?!\d)" if in_number else ""
 
 
+# %% ../../nbs/texts/labels.ipynb #0fbcebdd
 @lru_cache(maxsize=64)
 def _own_labels(label: Callable[[int], str], most: int) -> tuple[re.Pattern | None, dict[str, int]]:
     "(pattern of a line that begins with one of a domain's labels up to this number, {label: number})."
