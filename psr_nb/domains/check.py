@@ -228,11 +228,6 @@ def _same(domain: Domain, gold: str, answer: str | None) -> bool:
 
 def _check_equality(domain: Domain, golds: list[str]):
     "InputError for an equality that raises, hangs, isn't reflexive or symmetric, or takes all for the same."
-    others = list(dict.fromkeys(gold.strip().lower() for gold in golds))
-    if len(others) > 2 and all(_same(domain, *two) for two in pairwise(others)):
-        raise _bad(
-            domain, f"equal takes each of {len(others)} gold answers for the next, as {others[:2]}"
-        )
     for gold, other in zip(golds, [*golds[1:], *golds[:1]], strict=True):
         if not _same(domain, gold, gold):
             raise _bad(domain, f"equal says that the gold answer {gold!r} is not the same as itself")
@@ -243,6 +238,11 @@ def _check_equality(domain: Domain, golds: list[str]):
             if _same(domain, other, gold):
                 said = f"{other!r} is {gold!r}, but not the other way round"
             raise _bad(domain, f"equal is not symmetric: it says that {said}")
+    others = list(dict.fromkeys(gold.strip().lower() for gold in golds))
+    if len(others) > 2 and all(_same(domain, *two) for two in pairwise(others)):
+        raise _bad(
+            domain, f"equal takes each of {len(others)} gold answers for the next, as {others[:2]}"
+        )
 
 
 # %% ../../nbs/domains/check.ipynb #c041
