@@ -479,7 +479,7 @@ class RunExplorer(ExplorerFrame):
     def find_runs(self) -> bool:
         "Offer the runs of a sweep that have begun by now; is there another to show than before?"
         found = runs_named(self.given)
-        if list(found) == list(self.members):
+        if not found or list(found) == list(self.members):
             return False
         self.members = found
         other = self.path not in found.values()

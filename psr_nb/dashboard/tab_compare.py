@@ -7,6 +7,7 @@ __all__ = [
     "COMPARE_STYLE",
     "solved_html",
     "changes_said",
+    "Narrowed",
     "SolvedPart",
     "JudgeAgain",
     "agreement_html",
@@ -99,8 +100,24 @@ def changes_said(table: pd.DataFrame, models: list[str]) -> str:
     return f"{len(table)} problems from {models[0]} to {models[-1]}: {told}."
 
 
+# %% ../../nbs/dashboard/tab_compare.ipynb #21c5989c
+class Narrowed(W.VBox):
+    "A part with a list that `filter`, a search field, narrows."
+
+    filter: W.Text
+
+    @property
+    def asked(self) -> dict[str, str]:
+        "How the list was narrowed down, for an address."
+        return {"q": self.filter.value.strip()}
+
+    def ask(self, query: dict[str, str]):
+        "Narrow the list as an address says."
+        self.filter.value = query.get("q", "")
+
+
 # %% ../../nbs/dashboard/tab_compare.ipynb #c016
-class SolvedPart(W.VBox):
+class SolvedPart(Narrowed):
     "The evaluated problems, and one of them as every model solved it."
 
     def __init__(self, explorer):
@@ -152,14 +169,15 @@ class SolvedPart(W.VBox):
     def asked(self) -> dict[str, str]:
         "How the list was narrowed down, for an address."
         change = self.change.value
-        return {"q": self.filter.value.strip(), "changed": "" if change == "all" else change}
+        return super().asked | {"changed": "" if change == "all" else change}
 
     def ask(self, query: dict[str, str]):
         "Narrow the list as an address says. InputError where that can't be."
         change = query.get("changed") or "all"
         if change not in _CHANGES:
             raise InputError(f"changed={change[:20]!r} is not known; there is {', '.join(_CHANGES)}")
-        self.change.value, self.filter.value = change, query.get("q", "")
+        self.change.value = change
+        super().ask(query)
 
     @told
     def open_problem(self, id: str):
@@ -306,7 +324,7 @@ def agreement_html(said: dict[str, dict], first: str) -> str:
 _ALL = "all judges"
 
 
-class JudgedPart(W.VBox):
+class JudgedPart(Narrowed):
     "The verdicts of several judges on the pairs of an iteration, as lines."
 
     def __init__(self, explorer):
@@ -392,15 +410,6 @@ class JudgedPart(W.VBox):
         [step] = [s for s in t.steps if (s.k, s.attempt) == (k, attempt)]
         return " ".join([t.question, step.candidates[a].text, step.candidates[b].text])
 
-    @property
-    def asked(self) -> dict[str, str]:
-        "How the list was narrowed down, for an address."
-        return {"q": self.filter.value.strip()}
-
-    def ask(self, query: dict[str, str]):
-        "Narrow the list as an address says."
-        self.filter.value = query.get("q", "")
-
     def words(self, key: tuple) -> dict[str, list]:
         "The judgements of a pair by each judge of its line."
         line = verdict_line(self.said, key, self.chosen)
@@ -459,7 +468,7 @@ _NO_PROBE = (
 )
 
 
-class SearchedPart(W.VBox):
+class SearchedPart(Narrowed):
     "The questions that several models searched."
 
     def __init__(self, explorer):
@@ -492,15 +501,6 @@ class SearchedPart(W.VBox):
             self.open_question(self.questions.selected)
         else:
             self.questions.selected = keys[0]
-
-    @property
-    def asked(self) -> dict[str, str]:
-        "How the list was narrowed down, for an address."
-        return {"q": self.filter.value.strip()}
-
-    def ask(self, query: dict[str, str]):
-        "Narrow the list as an address says."
-        self.filter.value = query.get("q", "")
 
     @told
     def open_question(self, key: str):

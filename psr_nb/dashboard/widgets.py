@@ -536,7 +536,7 @@ def on_row(picker: RowPicker, f: Callable[[str], None]):
 
 # %% ../../nbs/dashboard/widgets.ipynb #65ecdbe1
 def search_field(hint: str) -> W.Text:
-    "A field to search in what is listed below it, in the language of [find](find.ipynb)."
+    "A field to search in what is listed below it, in the language of `find`."
     wide = W.Layout(width="auto", flex="1 1 210px", min_width="140px")
     return labelled(W.Text, "Search", placeholder=hint, continuous_update=False, layout=wide)
 

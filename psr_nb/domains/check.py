@@ -314,7 +314,12 @@ def spoilt_form(domain: Domain, made) -> Spoilt:
     if not wrong.strip():
         raise _bad(domain, "corrupt returns an empty step; return None where a step can't be spoilt")
     if callable(why):
-        why = within(SECONDS, why, "A")
+        try:
+            why = within(SECONDS, why, "A")
+        except (Exception, SystemExit) as e:
+            raise _bad(
+                domain, f"corrupt's reason fails for the letter A ({type(e).__name__}: {e})"
+            ) from e
     if not (isinstance(why, str) and isinstance(how, str)):
         kinds = f"{type(why).__name__} and {type(how).__name__}"
         raise _bad(domain, f"corrupt's reason and what was done are {kinds}, and should be texts")
