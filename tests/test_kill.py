@@ -110,7 +110,7 @@ def test_killed_once_in_every_phase(tmp_path):
     got, whole = finished([tmp_path / "killed", tmp_path / "whole"])  # the second was never killed
     for name in whole | got:
         assert got.get(name) == whole.get(name), f"{name} differs (seed {seed}, {hits})"
-    assert len(hits) >= len(PHASES) - 2, f"only these kills hit a running process: {hits}"
+    assert len(hits) > len(PHASES) // 2, f"only these kills hit a running process: {hits}"
 
 
 @pytest.mark.slow
