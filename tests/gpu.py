@@ -39,6 +39,7 @@ PARTS = {
     "run": 130,
     "demo": 420,
     "search": 120,
+    "loop": 150,
 }
 QUICK = ["steps-bfloat16", "dpo-bfloat16", "dpo-float32", "engine-bfloat16"]  # 340 s at most
 WAYS = ("tree", "pairs", "trl")
@@ -492,6 +493,14 @@ def search(say, tiny):
     say(rows, **figures)
 
 
+def loop(say, tiny):
+    limit = ["--limit", "2" if tiny else "16"]
+    lengths = ["--max-steps", "7", "--max-step-tokens", "26", "--max-tokens", "90"]
+    figures = json.loads(psr_nb("bench", "loop", "--json", *limit, *lengths))
+    rows = [{"phase": name} | row for name, row in figures.pop("phases").items()]
+    say(rows, **figures)
+
+
 # All of it
 
 
@@ -529,7 +538,7 @@ def one_part(name, place):
 
     kind, _, dtype = name.partition("-")
     typed = {"dpo": dpo, "flex": flex, "steps": steps, "engine": engine, "memory": memory, "plan": plan}
-    whole = {"run": run, "demo": demo, "search": search}
+    whole = {"run": run, "demo": demo, "search": search, "loop": loop}
     if dtype:
         typed[kind](say, dtype, place.tiny, place.models)
     else:

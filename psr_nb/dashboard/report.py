@@ -9,6 +9,7 @@ __all__ = ["GLOSSARY", "glossary_html", "page_head", "report_html", "report_json
 import html
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -51,6 +52,7 @@ from psr_nb.dashboard.overview import (
 
 from ..domains.find import domain_named, is_own
 from ..folder import Run, open_run
+from ..records import InputError
 from .again import searched_again, searched_html
 from .align import ALIGN_STYLE, aligned_html, solved_columns
 from .audit import judge_human, read_labels
@@ -253,21 +255,33 @@ def _probe_html(run: Run, most: int = 10) -> str:
 
 
 # %% ../../nbs/dashboard/report.ipynb #c036
+def _rows_html(table: pd.DataFrame) -> str:
+    "A table; nothing without rows."
+    return html_table(table) if len(table) else ""
+
+
+def _readable(part: Callable[..., str], *given) -> str:
+    "A part of the report, or what is wrong with a file that it is made of."
+    try:
+        return part(*given)
+    except InputError as e:
+        return note(str(e))
+
+
+# %% ../../nbs/dashboard/report.ipynb #4063ab0f
 def _parts(run: Run, sample: int, most: int) -> dict[str, str]:
     "The report's parts by title, empty where there is nothing to show."
     indexes = run_indexes(run)
     room = (most - 1_500_000) // max(1, len(indexes))  # bytes for each iteration's searches
-    benchmarks = benchmark_table(run)
-    labels = judge_human(read_labels(run))
     recipe = html.escape(plain((run.path / "recipe.yaml").read_text("utf-8")))
     parts = {
         "Overview": _overview_html(run, indexes),
-        "Gates that were crossed": gates_html(run),
-        "Benchmarks": html_table(benchmarks) if len(benchmarks) else "",
-        "Problem by problem": _compared_html(run),
-        "Judged again by other models": _again_html(run, indexes),
-        "The probe set": _probe_html(run),
-        "Labelled by people": html_table(labels) if len(labels) else "",
+        "Gates that were crossed": _readable(gates_html, run),
+        "Benchmarks": _readable(lambda: _rows_html(benchmark_table(run))),
+        "Problem by problem": _readable(_compared_html, run),
+        "Judged again by other models": _readable(_again_html, run, indexes),
+        "The probe set": _readable(_probe_html, run),
+        "Labelled by people": _readable(lambda: _rows_html(judge_human(read_labels(run)))),
     }
     for model, index in indexes.items():
         parts[f"Searches that made {model}"] = _searches_html(index, sample, room)

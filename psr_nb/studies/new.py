@@ -340,7 +340,7 @@ def draft(a: Asked) -> dict:
     start = (
         "fine-tune it first"
         if learns
-        else "there is nothing to teach it, so it has to judge and write in steps already"
+        else "no row or solution that could be read teaches it: it has to judge and write in steps already"
     )
     questions = str(a.material.data["questions"][0]).split(":")[-1]
     name = f"{Path(a.model.removeprefix('packaged:')).name}-{file_stem(questions)}"
