@@ -71,10 +71,18 @@ def _options(row: dict, where: str) -> tuple[list[str], list[str]]:
 
 
 # %% ../../nbs/domains/choices.ipynb #c009
-def _letter(row: dict, labels: list[str], texts: list[str], where: str) -> str:
+def _letter(
+    row: dict,
+    labels: list[str],
+    texts: list[str],
+    where: str,
+    placed: bool = False,  # is a number a place, counted from 0?
+) -> str:
     "The letter of the right option. InputError for an answer that is none of them."
     answer = _first(row, _ANSWER)
     given = str(answer).strip()
+    if type(answer) is int and placed and 0 <= answer < len(texts):
+        return LETTERS[answer]
     if type(answer) is int and 0 <= answer < len(texts):
         named = [given in labels and labels.index(given), given in texts and texts.index(given), answer]
         places = {at for at in named if at is not False}
@@ -109,7 +117,7 @@ def _shuffled(right: str, wrong: list[str]) -> dict:
     return {"options": texts, "answerkey": LETTERS[texts.index(right)]}
 
 
-def _gathered(row: dict, where: str) -> dict:
+def _gathered(row: dict, where: str, placed: bool = False) -> dict:
     "A row of `_named` columns with its `options` in one. InputError for an answer that says two things."
     there = {name: str(value) for name, value in row.items() if value not in (None, "")}
     right = next((there[name] for name in _RIGHT if name in there), None)
@@ -121,15 +129,15 @@ def _gathered(row: dict, where: str) -> dict:
         return row | _shuffled(right, wrong)
     if len(one_each) < 2:
         return row
-    if min(one_each) == "1" and type(_first(row, _ANSWER)) is int:
+    if min(one_each) == "1" and type(_first(row, _ANSWER)) is int and not placed:
         said = "may be a column's number, from 1, or a place, from 0; write it as text or as a letter"
         raise InputError(f"{where}: the answer {_first(row, _ANSWER)} {said}")
     return row | {"options": dict(sorted(one_each.items()))}
 
 
 # %% ../../nbs/domains/choices.ipynb #c012
-def choice_problem(row: dict, where: str, id: str) -> Problem:
-    "A problem whose question ends with lettered options. InputError, naming the row, where it has none."
+def _read(row: dict, where: str, placed: bool) -> tuple[str, dict]:
+    "(question, row with its options in one place). InputError, naming the row, where it has no question."
     inner = _named(row)
     question = _first(inner, _QUESTION)
     if isinstance(question, dict):  # CommonsenseQA keeps the choices in the question
@@ -140,26 +148,49 @@ def choice_problem(row: dict, where: str, id: str) -> Problem:
     passage = _first(inner, _PASSAGE)
     if isinstance(passage, str):
         question = f"{passage.strip()}\n\n{question.strip()}"
-    inner = _gathered(inner, where)
+    return question, _gathered(inner, where, placed)
+
+
+def choice_problem(
+    row: dict,
+    where: str,
+    id: str,
+    placed: bool = False,  # is a number for an answer a place, counted from 0?
+) -> Problem:
+    "A problem whose question ends with lettered options. InputError, naming the row, where it has none."
+    question, inner = _read(row, where, placed)
     labels, texts = _options(inner, where)
     options = "\n".join(f"({letter}) {text}" for letter, text in zip(LETTERS, texts, strict=False))
     reasons = _first(inner, _REASONS)
     meta = {"solution": str(reasons)} if reasons else {}
     own = row.get("id")
     name = str(own) if isinstance(own, (str, int)) and own != "" else id
-    return Problem(name, f"{question.strip()}\n{options}", _letter(inner, labels, texts, where), meta)
+    letter = _letter(inner, labels, texts, where, placed)
+    return Problem(name, f"{question.strip()}\n{options}", letter, meta)
 
 
 # %% ../../nbs/domains/choices.ipynb #c016
+def _is_place(row: dict, where: str) -> bool:
+    "Is this row's answer a number that can only be a place, for it is no option's label or text?"
+    _, inner = _read(row, where, True)
+    answer = _first(inner, _ANSWER)
+    if type(answer) is not int:
+        return False
+    labels, texts = _options(inner, where)
+    return answer < len(texts) and str(answer) not in labels + texts
+
+
 def convert_choices(source: str, out: str | Path) -> int:
     """Write the questions of a file or hub data set with choices as JSONL; how many there are.
 
     InputError names a row that isn't one."""
-    rows, stem = [], Path(source.split(":")[-1]).stem
-    for n, (where, row) in enumerate(source_rows(source), 1):
+    rows, stem, found = [], Path(source.split(":")[-1]).stem, list(source_rows(source))
+    for where, row in found:
         if not isinstance(row, dict):
             raise InputError(f"{where}: expected an object with choices, found {type(row).__name__}")
-        p = choice_problem(row, where, f"{stem}-{n}")
+    placed = any(_is_place(row, where) for where, row in found)
+    for n, (where, row) in enumerate(found, 1):
+        p = choice_problem(row, where, f"{stem}-{n}", placed)
         rows.append({"id": p.id, "question": p.question, "answer": p.answer} | p.meta)
     if not rows:
         raise InputError(f"{source}: there are no questions in it")
