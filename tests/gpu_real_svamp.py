@@ -1,10 +1,13 @@
 """The second protocol: the loop on Qwen2.5-Coder-0.5B and SVAMP, on a CPU or a GPU, in pieces.
 
     python tests/gpu_real_svamp.py --model models/qwen0.5b --data DATA --work runs/svamp --out runs/results
+    python tests/gpu_real_svamp.py --bring FOLDER --work runs/svamp --out runs/results --seconds 540
     python tests/gpu_real_svamp.py --tiny --work WORK --out OUT      a rehearsal in two minutes
 
-The same command goes on where it was stopped. What is asked and what decides is in
-nbs/tutorials/real_model.ipynb. DATA has svamp_test.jsonl, gsm8k_train.jsonl and gsm8k_test.jsonl.
+The second is for a card that is lent for minutes, on a machine without a network: FOLDER is what
+gpu_real_model.py makes, and what there is after so many seconds is among the results. The same command goes
+on where it was stopped. What is asked and what decides is in nbs/tutorials/real_model.ipynb. DATA has
+svamp_test.jsonl, gsm8k_train.jsonl and gsm8k_test.jsonl.
 What this file adds, because it is more than a recipe can say:
 
 1. SVAMP's 1,000 questions in the order of their file: 300 to search, 200 to look at beforehand, 500
@@ -17,10 +20,12 @@ What this file adds, because it is more than a recipe can say:
 """
 
 import argparse
+import gzip
 import json
 import random
 import subprocess
 import sys
+import time
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -197,19 +202,43 @@ def eval_command(place, m0: Path) -> list[str]:
     return gpu_real.psr("eval", "--model", f"M0={m0}", *bench, *most)
 
 
-def everything(place, m0: Path | None, data: Path | None, more: list[str]) -> int:
+def brought(place) -> Path:
+    "The folder of what was brought, unpacked; M0 is made of it."
+    data = place.work / "brought"
+    data.mkdir(exist_ok=True)
+    for file in place.bring.glob("*.jsonl.gz"):
+        (data / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
+    if not place.m0.exists():
+        gpu_real.brought_model(place)
+    return data
+
+
+def run_both(place, m0: Path, more: list[str], seconds: float | None) -> int:
+    "The run and M0's evaluation: one after the other, or both within some seconds; 0 if all went well."
+    run, evaluation = run_command(place, m0, more), eval_command(place, m0)
+    if seconds is None:
+        code = subprocess.run(run).returncode
+        return subprocess.run(evaluation).returncode or code
+    until = time.time() + seconds
+    commands = {"run": run, "eval-m0": evaluation}
+    children = {name: gpu_real.started(place, name, command) for name, command in commands.items()}
+    return int(gpu_real.failed(gpu_real.waited(place, children, until)))
+
+
+def everything(place, m0: Path | None, data: Path | None, more: list[str], seconds: float | None) -> int:
     "Rows, the run, M0 beside it, and all that they wrote among the results; 0 if all went well."
+    began = time.time()
     for folder in (place.work, place.out):
         folder.mkdir(parents=True, exist_ok=True)
-    if place.tiny:
-        m0 = place.m0
-        if not m0.exists():
-            gpu_real.tiny_model(place)
-    code = 1
+    if place.tiny and not place.m0.exists():
+        gpu_real.tiny_model(place)
+    if place.bring:
+        data = brought(place)
+    m0, code = m0 or place.m0, 1
     try:
         make_rows(place, m0, data, TINY if place.tiny else Sizes())
-        code = subprocess.run(run_command(place, m0, more)).returncode
-        code = subprocess.run(eval_command(place, m0)).returncode or code
+        left = None if seconds is None else seconds - (time.time() - began)
+        code = run_both(place, m0, more, left)
     finally:
         gpu_real.collect(place)
         found = gpu_real.results(place)
@@ -226,14 +255,16 @@ def main():
     p.add_argument("--data", type=Path, help="folder of SVAMP's and GSM8K's files")
     p.add_argument("--work", type=Path, required=True, help="rows and the run")
     p.add_argument("--out", type=Path, required=True, help="results, without weights")
+    p.add_argument("--bring", type=Path, help="folder of the model's parts and the questions")
+    p.add_argument("--seconds", type=float, help="after which all stops")
     p.add_argument("--set", action="append", default=[], help="a setting, as for psr_nb run")
     p.add_argument("--tiny", action="store_true", help="a small made-up model and questions")
     args = p.parse_args()
-    if not args.tiny and not (args.model and args.data):
-        p.error("--model and --data are needed, or --tiny")
-    place = gpu_real.Place(None, args.work, args.out, args.tiny)
+    if not (args.tiny or args.bring or (args.model and args.data)):
+        p.error("--model and --data are needed, or --bring, or --tiny")
+    place = gpu_real.Place(args.bring, args.work, args.out, args.tiny)
     more = [x for change in args.set for x in ("--set", change)]
-    sys.exit(everything(place, args.model, args.data, more))
+    sys.exit(everything(place, args.model, args.data, more, args.seconds))
 
 
 if __name__ == "__main__":

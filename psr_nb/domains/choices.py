@@ -170,14 +170,15 @@ def choice_problem(
 
 
 # %% ../../nbs/domains/choices.ipynb #c016
-def _is_place(row: dict, where: str) -> bool:
-    "Is this row's answer a number that can only be a place, for it is no option's label or text?"
+def _only(row: dict, where: str) -> str | None:
+    "What a number that answers this row can only be: 'place' or 'option'; None: either, or not a number."
     _, inner = _read(row, where, True)
     answer = _first(inner, _ANSWER)
     if type(answer) is not int:
-        return False
+        return None
     labels, texts = _options(inner, where)
-    return answer < len(texts) and str(answer) not in labels + texts
+    place, option = 0 <= answer < len(texts), str(answer) in labels + texts
+    return None if place == option else "place" if place else "option"
 
 
 def convert_choices(source: str, out: str | Path) -> int:
@@ -188,7 +189,7 @@ def convert_choices(source: str, out: str | Path) -> int:
     for where, row in found:
         if not isinstance(row, dict):
             raise InputError(f"{where}: expected an object with choices, found {type(row).__name__}")
-    placed = any(_is_place(row, where) for where, row in found)
+    placed = {_only(row, where) for where, row in found} - {None} == {"place"}
     for n, (where, row) in enumerate(found, 1):
         p = choice_problem(row, where, f"{stem}-{n}", placed)
         rows.append({"id": p.id, "question": p.question, "answer": p.answer} | p.meta)
