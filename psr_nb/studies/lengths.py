@@ -214,6 +214,7 @@ def measured_lengths(r: Recipe, run: Run, numbers: list[int] | None = None) -> L
 # %% ../../nbs/studies/lengths.ipynb #c038
 HUB_ROWS = {
     "HuggingFaceH4/MATH-500:test": 500,
+    "openai/gsm8k:main:train": 7473,
     "openai/gsm8k:main:test": 1319,
     "ChilleD/SVAMP:train": 700,
 }
@@ -225,18 +226,29 @@ USUAL = {
 }  # the paper's; of the test a guess
 
 
+def _counted(source: str) -> int | None:
+    "Rows of a file, or of a hub set that is known."
+    own = source.startswith("packaged:") or source.endswith(".jsonl")
+    file = Path(model_path(source)) if own else Path()
+    return sum(1 for _ in iter_jsonl(file)) if file.is_file() else HUB_ROWS.get(source)
+
+
 def _rows(r: Recipe, name: str) -> int:
     "Rows of a recipe's data, as far as it can be told without reading them."
     source, limit = getattr(r.data, name), getattr(r.data, f"{name}_limit")
     if not source:
         return 0
-    own = source.startswith("packaged:") or source.endswith(".jsonl")
-    file = Path(model_path(source)) if own else Path()
-    usual = USUAL.get(name, USUAL["test"])
-    n = sum(1 for _ in iter_jsonl(file)) if file.is_file() else HUB_ROWS.get(source, usual)
+    made = {"solutions": 1, "corrupted": 2}.get(source)  # rows of a worked solution
+    if made and name == "judge_test":
+        n = made * _rows(r, "test")
+    elif made:
+        n = made * (_counted(r.data.questions) or USUAL[name])
+    else:
+        n = _counted(source) or USUAL.get(name, USUAL["test"])
     return min(n, limit or n)
 
 
+# %% ../../nbs/studies/lengths.ipynb #f148e016
 def row_counts(r: Recipe) -> dict[str, int]:
     "ift, eft, test, judge_test, and dev if any -> rows that a run will train on or measure with."
     out = {name: _rows(r, name) for name in USUAL}
