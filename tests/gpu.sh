@@ -1,5 +1,5 @@
 #!/bin/sh
-# Figures of psr_nb on a CUDA GPU, in some seven minutes and without a download:
+# Figures of psr_nb on a CUDA GPU, in minutes and without a download:
 #     tests/gpu.sh [--tiny] [PART ...]     see tests/gpu.py for the parts
 # PYTHON is an interpreter that can import psr_nb, OUT the folder for the results.
 here=$(dirname "$0")

@@ -213,13 +213,12 @@ def brought(place) -> Path:
     return data
 
 
-def run_both(place, m0: Path, more: list[str], seconds: float | None) -> int:
-    "The run and M0's evaluation: one after the other, or both within some seconds; 0 if all went well."
+def run_both(place, m0: Path, more: list[str], until: float | None) -> int:
+    "The run and M0's evaluation: one after the other, or both until some time; 0 if all went well."
     run, evaluation = run_command(place, m0, more), eval_command(place, m0)
-    if seconds is None:
+    if until is None:
         code = subprocess.run(run).returncode
         return subprocess.run(evaluation).returncode or code
-    until = time.time() + seconds
     commands = {"run": run, "eval-m0": evaluation}
     children = {name: gpu_real.started(place, name, command) for name, command in commands.items()}
     return int(gpu_real.failed(gpu_real.waited(place, children, until)))
@@ -227,7 +226,7 @@ def run_both(place, m0: Path, more: list[str], seconds: float | None) -> int:
 
 def everything(place, m0: Path | None, data: Path | None, more: list[str], seconds: float | None) -> int:
     "Rows, the run, M0 beside it, and all that they wrote among the results; 0 if all went well."
-    began = time.time()
+    until = None if seconds is None else time.time() + seconds
     for folder in (place.work, place.out):
         folder.mkdir(parents=True, exist_ok=True)
     if place.tiny and not place.m0.exists():
@@ -237,8 +236,7 @@ def everything(place, m0: Path | None, data: Path | None, more: list[str], secon
     m0, code = m0 or place.m0, 1
     try:
         make_rows(place, m0, data, TINY if place.tiny else Sizes())
-        left = None if seconds is None else seconds - (time.time() - began)
-        code = run_both(place, m0, more, left)
+        code = run_both(place, m0, more, until)
     finally:
         gpu_real.collect(place)
         found = gpu_real.results(place)

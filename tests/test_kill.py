@@ -69,7 +69,9 @@ def killed_everywhere(folder, rng) -> list[str]:
         p = start(folder)
         while not begun(folder) and p.poll() is None:
             time.sleep(0.02)
-        time.sleep(rng.uniform(0, 0.8))
+        until = time.time() + rng.uniform(0, 0.8)
+        while time.time() < until and not over(folder):  # a fast machine would be in a later phase
+            time.sleep(0.01)
         if p.poll() is None:
             hit.append(name + (" (just over)" if over(folder) else ""))
         p.send_signal(signal.SIGKILL)
@@ -110,7 +112,7 @@ def test_killed_once_in_every_phase(tmp_path):
     got, whole = finished([tmp_path / "killed", tmp_path / "whole"])  # the second was never killed
     for name in whole | got:
         assert got.get(name) == whole.get(name), f"{name} differs (seed {seed}, {hits})"
-    assert len(hits) > len(PHASES) // 2, f"only these kills hit a running process: {hits}"
+    assert len(hits) >= len(PHASES) - 2, f"only these kills hit a running process: {hits}"
 
 
 @pytest.mark.slow

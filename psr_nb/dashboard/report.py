@@ -260,10 +260,10 @@ def _rows_html(table: pd.DataFrame) -> str:
     return html_table(table) if len(table) else ""
 
 
-def _readable(part: Callable[..., str], *given) -> str:
+def _readable(part: Callable[[], str]) -> str:
     "A part of the report, or what is wrong with a file that it is made of."
     try:
-        return part(*given)
+        return part()
     except InputError as e:
         return note(str(e))
 
@@ -276,11 +276,11 @@ def _parts(run: Run, sample: int, most: int) -> dict[str, str]:
     recipe = html.escape(plain((run.path / "recipe.yaml").read_text("utf-8")))
     parts = {
         "Overview": _overview_html(run, indexes),
-        "Gates that were crossed": _readable(gates_html, run),
-        "Benchmarks": _readable(lambda: _rows_html(benchmark_table(run))),
-        "Problem by problem": _readable(_compared_html, run),
-        "Judged again by other models": _readable(_again_html, run, indexes),
-        "The probe set": _readable(_probe_html, run),
+        "Gates that were crossed": gates_html(run),
+        "Benchmarks": _rows_html(benchmark_table(run)),
+        "Problem by problem": _compared_html(run),
+        "Judged again by other models": _readable(lambda: _again_html(run, indexes)),
+        "The probe set": _readable(lambda: _probe_html(run)),
         "Labelled by people": _readable(lambda: _rows_html(judge_human(read_labels(run)))),
     }
     for model, index in indexes.items():

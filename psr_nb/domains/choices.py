@@ -24,14 +24,14 @@ from pathlib import Path
 
 from ..files import write_jsonl
 from ..prompts import Domain
-from ..questions.read import source_rows
+from ..questions.options import option_columns
+from ..questions.read import COLUMNS, source_rows
 from ..records import InputError, Problem
 from .made import Draw, judge_steps, read_stated
 
 # %% ../../nbs/domains/choices.ipynb #c006
 LETTERS = "ABCDEFGHIJ"
 _QUESTION = ("question", "question_stem", "stem", "problem", "query")
-_PASSAGE = ("article", "passage", "context")  # that the question is about
 _RIGHT = ("correct_answer", "right_answer")
 _ANSWER = (
     "answerkey",
@@ -81,15 +81,12 @@ def _letter(
     "The letter of the right option. InputError for an answer that is none of them."
     answer = _first(row, _ANSWER)
     given = str(answer).strip()
-    if type(answer) is int and placed and 0 <= answer < len(texts):
+    is_place = type(answer) is int and 0 <= answer < len(texts) and (placed or given not in labels)
+    if is_place and not placed and given in texts and texts.index(given) != answer:
+        said = "is the place of one option and the text of another; name its letter"
+        raise InputError(f"{where}: the answer {answer} {said}")
+    if is_place:
         return LETTERS[answer]
-    if type(answer) is int and 0 <= answer < len(texts):
-        named = [given in labels and labels.index(given), given in texts and texts.index(given), answer]
-        places = {at for at in named if at is not False}
-        if given not in labels and len(places) > 1:
-            said = "is the place of one option and the text of another; name its letter"
-            raise InputError(f"{where}: the answer {answer} {said}")
-        return LETTERS[named[0] if given in labels else answer]
     bare = given.strip("().").upper()
     if given not in labels and given not in texts and bare in LETTERS[: len(texts)] and len(bare) == 1:
         return bare
@@ -106,7 +103,6 @@ def _named(row: dict) -> dict:
 
 
 # %% ../../nbs/domains/choices.ipynb #e53b765a
-_OPTION = re.compile(r"(?:option|choice|answer|op)?_?([a-j]|[0-9])")
 _WRONG = re.compile(r"(?:distractor|incorrect_answer|wrong_answer)_?[0-9]+")
 
 
@@ -114,41 +110,39 @@ def _shuffled(right: str, wrong: list[str]) -> dict:
     "Options, and the letter of the right one, whose place is by lot."
     texts = [right, *wrong]
     random.Random("\n".join(texts)).shuffle(texts)
-    return {"options": texts, "answerkey": LETTERS[texts.index(right)]}
+    place = texts.index(right)
+    return {"options": texts, "answerkey": LETTERS[place : place + 1]}  # of too many there is none
 
 
 def _gathered(row: dict, where: str, placed: bool = False) -> dict:
-    "A row of `_named` columns with its `options` in one. InputError for an answer that says two things."
-    there = {name: str(value) for name, value in row.items() if value not in (None, "")}
-    right = next((there[name] for name in _RIGHT if name in there), None)
-    wrong = [there[name] for name in sorted(there) if _WRONG.fullmatch(name)]
-    one_each = {m[1].upper(): text for name, text in there.items() if (m := _OPTION.fullmatch(name))}
-    if _first(row, _OPTIONS) is not None:
-        return row
-    if right and wrong:
-        return row | _shuffled(right, wrong)
-    if len(one_each) < 2:
-        return row
-    if min(one_each) == "1" and type(_first(row, _ANSWER)) is int and not placed:
+    "A row by `_named` columns, its options in one. InputError for an answer that says two things."
+    named = _named(row)
+    if _first(named, _OPTIONS) is not None:
+        return named
+    right = _first(named, _RIGHT)
+    wrong = [str(named[n]) for n in sorted(named) if _WRONG.fullmatch(n) and named[n] not in (None, "")]
+    if right is not None and wrong:
+        return named | _shuffled(str(right), wrong)
+    columns, answer = option_columns(row), _first(named, _ANSWER)
+    if columns and columns[0].endswith("1") and type(answer) is int and not placed:
         said = "may be a column's number, from 1, or a place, from 0; write it as text or as a letter"
-        raise InputError(f"{where}: the answer {_first(row, _ANSWER)} {said}")
-    return row | {"options": dict(sorted(one_each.items()))}
+        raise InputError(f"{where}: the answer {answer} {said}")
+    return named | ({"options": {c[-1].upper(): str(row[c]) for c in columns}} if columns else {})
 
 
 # %% ../../nbs/domains/choices.ipynb #c012
 def _read(row: dict, where: str, placed: bool) -> tuple[str, dict]:
     "(question, row with its options in one place). InputError, naming the row, where it has no question."
-    inner = _named(row)
-    question = _first(inner, _QUESTION)
+    question = _first(_named(row), _QUESTION)
     if isinstance(question, dict):  # CommonsenseQA keeps the choices in the question
-        inner |= question
-        question = question.get("stem")
+        row, question = row | question, question.get("stem")
     if not isinstance(question, str):
         raise InputError(f"{where}: no question in this row; there are {', '.join(map(repr, row))}")
-    passage = _first(inner, _PASSAGE)
-    if isinstance(passage, str):
-        question = f"{passage.strip()}\n\n{question.strip()}"
-    return question, _gathered(inner, where, placed)
+    inner = _gathered(row, where, placed)
+    before = _first(inner, COLUMNS["before"])
+    if isinstance(before, str):
+        question = f"{before.strip()}\n\n{question.strip()}"
+    return question, inner
 
 
 def choice_problem(

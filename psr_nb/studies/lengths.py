@@ -227,7 +227,7 @@ USUAL = {
 
 
 def _counted(source: str) -> int | None:
-    "Rows of a file, or of a hub set that is known."
+    "Rows of a file, or of a hub set that is known; None for another source."
     own = source.startswith("packaged:") or source.endswith(".jsonl")
     file = Path(model_path(source)) if own else Path()
     return sum(1 for _ in iter_jsonl(file)) if file.is_file() else HUB_ROWS.get(source)
@@ -240,11 +240,10 @@ def _rows(r: Recipe, name: str) -> int:
         return 0
     made = {"solutions": 1, "corrupted": 2}.get(source)  # rows of a worked solution
     if made and name == "judge_test":
-        n = made * _rows(r, "test")
-    elif made:
-        n = made * (_counted(r.data.questions) or USUAL[name])
+        n = _rows(r, "test")
     else:
-        n = _counted(source) or USUAL.get(name, USUAL["test"])
+        n = _counted(r.data.questions if made else source)
+    n = USUAL.get(name, USUAL["test"]) if n is None else n * (made or 1)
     return min(n, limit or n)
 
 
