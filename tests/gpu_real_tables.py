@@ -1,4 +1,4 @@
-"""Small tables of what tests/gpu_real.sh brought back: `python tests/gpu_real_tables.py FOLDER OUT`.
+"""Small tables of what gpu_real.sh or gpu_real_svamp.py wrote: `python tests/gpu_real_tables.py FOLDER OUT`.
 
 FOLDER holds results.json, real.tar.gz and random.tar.gz. Written to OUT:
   results.json  as it is, its differences and their intervals computed again
@@ -117,7 +117,8 @@ def judged_table(work: Path, models: dict[str, Path], out: Path):
     sources = {r.id: r.source for r in read_jsonl(work / "run" / "data" / "judge_test.jsonl", EFTRow)}
     counts = Counter()
     for name, folder in models.items():
-        for r in read_jsonl(folder / "judge_test.jsonl", JudgeRow):
+        file = folder / "judge_test.jsonl"  # an arm without a judge of steps has none
+        for r in read_jsonl(file, JudgeRow) if file.exists() else []:
             said = "abstained" if r.verdict is None else "right" if r.verdict == r.gold else "wrong"
             counts[name, sources[r.id], said] += 1
     columns = ["model", "source", "said", "judgements"]

@@ -171,8 +171,8 @@ def test_rows_of_the_second_protocol_keep_pairs_together(second):
 
 
 @pytest.mark.slow
-def test_the_second_protocol_on_a_small_model(second, tmp_path):
-    "All of it, and the same command once more, which finds everything there."
+def test_the_second_protocol_on_a_small_model(second, tables, tmp_path):
+    "All of it, the same command once more, which finds everything there, and the tables."
     script = SCRIPT.with_name("gpu_real_svamp.py")
     command = [sys.executable, script, "--tiny", "--work", tmp_path / "work", "--out", tmp_path / "out"]
     for more in ([], ["--seconds", "600"]):
@@ -182,6 +182,9 @@ def test_the_second_protocol_on_a_small_model(second, tmp_path):
         assert {"M0", "judge M3", "random M3", "solutions M3"} <= found["accuracy"].keys()
     assert "judge M3 - random M3" in found["differences"]
     assert all(m["pairs"] > 0 for name, m in found["metrics"].items() if "M1" not in name)
+    tables.main(tmp_path / "out", tmp_path / "tables")
+    judged = (tmp_path / "tables" / "judged.csv").read_text()
+    assert "judge M3," in judged and "solutions" not in judged  # which has no judge of steps
 
 
 @pytest.mark.slow
