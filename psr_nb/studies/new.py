@@ -455,10 +455,9 @@ def changes_of(way: Way, teaches: bool) -> dict:
 def training_ways(hw: Hardware, teaches: bool) -> Iterator[dict]:
     "Changes to try, the first of them none."
     several = hw.all_gpus > 1
-    rows = 8 if hw.on_gpus else 1
-    whole = [Way(rows), Way(**_COARSE)]
+    whole = [Way(), Way(**_COARSE)]
     divided = [Way(shard=True), Way(**_COARSE, shard=True)] if several else []
-    part = [Way(rows, lora=True), Way(**_COARSE, lora=True), Way(**_COARSE, lora=True, half=hw.on_gpus)]
+    part = [Way(lora=True), Way(**_COARSE, lora=True), Way(**_COARSE, lora=True, half=hw.on_gpus)]
     last = [Way(**_COARSE, lora=True, half=hw.on_gpus, shard=True)] if several else []
     yield {}
     for way in [*whole, *divided, *part, *last]:
@@ -480,17 +479,6 @@ def _first_that_fits(
     raise InputError(f"{plan.basis.recipe.model}: nothing that is known here makes it fit")
 
 
-# %% ../../nbs/studies/new.ipynb #4ad39f68
-def _machine_settings(shape: Shape, hw: Hardware, teaches: bool) -> dict:
-    "Changes for a machine, before anything is made smaller."
-    if hw.on_gpus:
-        return {"hardware": {"gpus": (hw.gpus, "of a node"), "nodes": (hw.nodes, "machines")}}
-    if not teaches or shape.parameters < 5e7:
-        return {}
-    why = "row at once: several are filled up to the longest, which costs a CPU its full price"
-    return {"sft": {"micro_batch": (1, why)}}
-
-
 # %% ../../nbs/studies/new.ipynb #c066
 @dataclass(frozen=True)
 class New:
@@ -503,7 +491,9 @@ class New:
 def fitted(settings: dict, shape: Shape, hw: Hardware, x: Lengths) -> New:
     "A draft with settings of the machine, so that its plan has no fault. InputError where nothing fits."
     teaches = "sft" in settings
-    settings = _joined(settings, _machine_settings(shape, hw, teaches))
+    if hw.on_gpus:
+        placed: Given = {"gpus": (hw.gpus, "of a node"), "nodes": (hw.nodes, "machines")}
+        settings = settings | {"hardware": placed}
     engines = ({"engine": way} for way in engine_ways(shape, hw))
     settings, _ = _first_that_fits(settings, engines, hw, x, False)
     return New(*_first_that_fits(settings, training_ways(hw, teaches), hw, x, True))
