@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -296,6 +297,20 @@ def test_fine_tuning_computes_what_rows_are_alone(tmp_path, pack):
         assert bool(told) == (name in ("border", "head") or pack > 0), (name, told)
         padded = name in ("state", "alibi") or not pack  # rows that would see each other are not packed
         assert ("packed_rows" not in figures) == padded
+
+
+def test_the_head_reads_only_what_is_learnt(tmp_path, monkeypatch):
+    import trl.trainer.utils
+
+    head, read = trl.trainer.utils._ChunkedLogProbFunction, []
+    count = SimpleNamespace(
+        apply=lambda hidden, *more: read.append(len(hidden)) or head.apply(hidden, *more)
+    )
+    monkeypatch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", count)
+    rows = sft_rows(8)
+    first_loss(tmp_path, saved(tmp_path, transformers.LlamaConfig(**SHAPE)), rows)
+    learnt = sum(len(completion) for _, completion in rows)
+    assert sum(read[1:]) == learnt  # the first is a look at two rows beforehand
 
 
 @pytest.mark.parametrize("pad", ["beyond", "none"])
