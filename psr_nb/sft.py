@@ -585,6 +585,9 @@ class Launched:
 # %% ../nbs/07_sft.ipynb #c085
 def make_trainer(kind: type, net, args, **given):
     "A trainer of TRL's class `kind`. InputError for one process with several GPUs."
+    import trl.trainer.utils
+
+    trl.trainer.utils._use_triton = lambda device: True  # there it only says what the head reads
     if on_hardware().gpus == 1 and world() == 1 and args.n_gpu > 1:
         args._n_gpu = 1  # the first one, by the settings
     refuse_data_parallel(args.n_gpu)
@@ -969,12 +972,10 @@ class _Ordered:
 # %% ../nbs/07_sft.ipynb #c137
 @functools.cache
 def _trainer_class():
-    "TRL's SFTTrainer with the classes above mixed in. On a CPU too its head reads only what is learnt."
-    import trl.trainer.utils
+    "TRL's SFTTrainer with the classes above mixed in."
+    from trl import SFTTrainer
 
-    trl.trainer.utils._use_triton = lambda device: True  # which only says what the head reads
-    mixed_in = (_Routed, _Turns, _Ordered, Launched, trl.SFTTrainer)
-    return type("LaunchedSFTTrainer", mixed_in, {})
+    return type("LaunchedSFTTrainer", (_Routed, _Turns, _Ordered, Launched, SFTTrainer), {})
 
 
 # %% ../nbs/07_sft.ipynb #c140

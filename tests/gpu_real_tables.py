@@ -68,14 +68,15 @@ def fate(row: EvalRow) -> str:
 def evaluations(work: Path, models: dict[str, Path]) -> dict[str, Path]:
     "Name of a model -> the file of its answers."
     files = {name: folder / "evaluation.jsonl" for name, folder in models.items()}
-    of_m0 = list((work / "eval-m0").rglob("*.jsonl"))  # one, or none so far
-    return files | ({"M0": of_m0[0]} if of_m0 else {})
+    if (work / "eval-m0").exists():  # it is evaluated last
+        [files["M0"]] = (work / "eval-m0").rglob("*.jsonl")
+    return files
 
 
 def solved_table(files: dict[str, Path], out: Path):
     rows = {name: {r.id: fate(r) for r in read_jsonl(file, EvalRow)} for name, file in files.items()}
     names = sorted(rows, key=lambda name: (name != "M0", name))
-    table = [[i, *(rows[n].get(i) for n in names)] for i in rows["judge M1"]]
+    table = [[i, *(rows[n][i] for n in names)] for i in rows["judge M1"]]
     write_table(out / "solved.csv", ["id", *names], table)
 
 
