@@ -118,6 +118,11 @@ def test_the_table_for_programs(tmp_path, capsys):
     assert gain["difference"] == pytest.approx(1 - cells[6, "judge", "M4"]["mean"])
     assert 0 < gain["low"] < gain["difference"] < gain["high"] and gain["p"] <= gain["p_holm"] < 0.05
     assert "against_first_cell" not in cells[3, "judge", "M3"]  # one and the same model
+    asked = [cell for cell, c in cells.items() if "against_model_before" in c]
+    assert len(asked) == found["comparisons"]["model_before"] == 8
+    assert {model for _, _, model in asked} == {"M3", "M4"}
+    risen = cells[3, "judge", "M4"]["against_model_before"]
+    assert risen["difference"] == pytest.approx(1 - cells[3, "judge", "M3"]["mean"]) and risen["low"] > 0
 
 
 def run_job_here(function, arguments, log, progress=lambda *_: None, *_, **__):

@@ -304,7 +304,7 @@ def write_pairs(t: "Target", out: str | Path, licence: str = "unknown") -> int:
         raise InputError(f"{t.folder}: no pairs made M{t.n}; name a later model, or leave --pairs out")
     rows = pair_rows(pairs, load_tokenizer(t.run.model(t.arm, t.n)))
     m = json_file(t.folder / "metrics.json")
-    counts = pd.DataFrame(m.get("pair_table", {}).items(), columns=["steps", "number"])
+    counts = pd.DataFrame(m.get("pair_table", {}).items(), columns=["steps", "number"], dtype=object)
     right = m.get("right_pairs")
     if right:
         said = f"{100 * right['share']:.1f} % of {right['n']}"

@@ -82,7 +82,7 @@ def line_table(said: dict[str, Labels], names: list[str]) -> tuple[pd.DataFrame,
         row |= {name: _written(label, a, b) for name, label in line}
         rows.append(row | {"flips": flips_in(line)})
     columns = ["problem", "step", "attempt", "pair", *names, "flips"]
-    return pd.DataFrame(rows, columns=columns).fillna(""), [key for key, _ in found]
+    return pd.DataFrame(rows, columns=columns, dtype=object).fillna(""), [key for key, _ in found]
 
 
 # %% ../../nbs/dashboard/flips.ipynb #c018

@@ -180,7 +180,7 @@ def _averages(figures: dict[int, dict]) -> dict[str, float]:
 
 
 # %% ../../nbs/dashboard/sweeps.ipynb #c023
-AGAINST = ("m1", "first_cell", "first_arm")
+AGAINST = ("m1", "model_before", "first_cell", "first_arm")
 
 
 def _same(one: Measured, other: Measured) -> bool:
@@ -191,9 +191,10 @@ def _same(one: Measured, other: Measured) -> bool:
 
 def rivals(m: Measured, every: list[Measured]) -> dict[str, Measured]:
     "What a model is compared with, by name in AGAINST; without itself and what is not there."
-    first = every[0]
+    first, n = every[0], int(m.model[1:])
     wanted = {
         "m1": (m.set, m.arm, "M1"),
+        "model_before": (m.set, m.arm, f"M{n - 1}" if n > 2 else ""),  # M2's is M1
         "first_cell": (first.set, m.arm, m.model),
         "first_arm": (m.set, first.arm, m.model),
     }
@@ -360,6 +361,7 @@ def sweep_notes(found: dict) -> list[str]:
     "What a reader of a sweep's table has to know, from `sweep_json`."
     kinds = {
         "m1": "against M1",
+        "model_before": "against the model before",
         "first_cell": "against the first cell",
         "first_arm": "against the first arm",
     }

@@ -231,7 +231,7 @@ def averages(x: Counts, w: int) -> Lengths:
 
 # %% ../../nbs/studies/new.ipynb #c031
 _RATES = [  # parameters up to, learning rate of SFT, of DPO, whose they are
-    (1e6, 1e-3, 4e-5, "the demo's, for a model of up to a million parameters"),
+    (1e6, 1e-3, 4e-5, "the demo's (step-DPO's is half), for up to a million parameters"),
     (5e7, 3e-4, 2e-5, "between the demo's and smollm2-gsm8k-cpu's"),
     (3e8, 5e-5, 1e-5, "smollm2-gsm8k-cpu's, for up to 300 million parameters"),
     (1e9, 2e-5, 5e-6, "qwen2.5-coder-0.5b-gsm8k's, for up to a billion parameters"),
