@@ -190,7 +190,7 @@ def test_live_accuracy_is_that_of_a_count_by_hand():
 def test_a_report_has_the_live_accuracy_of_every_judge_beside_the_held_out_one():
     models = report_json(packaged("runs/demo"))["arms"]["judge"]
     live = [models[f"M{n}"]["live_judge"] for n in (2, 3, 4)]
-    assert all(f["low"] < f["accuracy"] < f["high"] and f["n"] > 1400 for f in live)
+    assert all(f["low"] < f["accuracy"] < f["high"] and f["n"] > 1000 for f in live)
     held_out = [models[f"M{n}"]["judge_accuracy"] for n in (1, 2, 3, 4)]
     assert max(held_out) - min(held_out) < 0.02 and min(f["low"] for f in live) > max(held_out)
 

@@ -60,9 +60,9 @@ def test_the_pairs_of_one_iteration_tell_those_of_the_others(only_m2):
     lengths = measured_lengths(load_recipe("demo"), open_run(only_m2))
     for model in ("M3", "M4"):
         made = json.loads((packaged("runs/demo") / model / "metrics.json").read_text())
-        assert 400 * lengths.pairs == pytest.approx(made["pairs"], rel=0.2)
+        assert 400 * lengths.pairs == pytest.approx(made["pairs"], rel=0.3)  # a better model has fewer
         assert 400 * lengths.comparisons == pytest.approx(
-            made["search"]["judge"]["comparisons"], rel=0.2
+            made["search"]["judge"]["comparisons"], rel=0.3
         )
 
 
